@@ -1,0 +1,113 @@
+"""The demo's own corner of Postgres and Redis; what an application keeps there stays untouched."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from secrets import token_hex
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+from redis import Redis
+from sqlalchemy.engine import make_url
+
+STATES = ("PENDING", "RUNNING", "COMPLETED", "FAILED", "SKIPPED")
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Where the demo keeps its tables and keys."""
+
+    database_url: str
+    redis_url: str
+    redis_key_prefix: str
+
+
+@contextmanager
+def own_corner(database_url: str, redis_url: str) -> Iterator[Stores]:
+    """A schema and a key prefix of the demo's own on servers that others use; removed at the end."""
+    name = f"worker_scheduler_demo_{token_hex(4)}"
+    url = make_url(database_url).set(drivername="postgresql")
+    administration = url.render_as_string(hide_password=False)
+    with _connect(administration) as connection:
+        connection.execute(SQL("CREATE SCHEMA {}").format(Identifier(name)))
+    try:
+        # For every connection, by its URL: our tables and `users` are made and found there only.
+        options = f"{url.query.get('options', '')} -csearch_path={name}".strip()
+        own = url.update_query_dict({"options": options})
+        yield Stores(own.render_as_string(hide_password=False), redis_url, f"{name}:")
+    finally:
+        with _connect(administration) as connection:
+            connection.execute(SQL("DROP SCHEMA {} CASCADE").format(Identifier(name)))
+        with Redis.from_url(redis_url) as redis:
+            for key in redis.scan_iter(match=f"{name}:*", count=1000):
+                redis.delete(key)
+
+
+def make_users(stores: Stores, count: int) -> None:
+    """The application's side: a table with the two columns that the scheduler reads."""
+    with _connect(stores.database_url) as connection:
+        connection.execute("CREATE TABLE users (id uuid PRIMARY KEY, github_login text NOT NULL)")
+        connection.execute("CREATE UNIQUE INDEX ON users (lower(github_login))")
+        connection.execute(
+            "INSERT INTO users SELECT gen_random_uuid(), 'demo-user-' || number"
+            " FROM generate_series(1, %s::int) AS number",
+            [count],
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that Beat rang, as the tables show it."""
+
+    partition_key: str
+    jobs: dict[str, int]
+    created_at: datetime
+    first_started_at: datetime | None
+    last_completed_at: datetime | None
+    an_error: str | None
+
+    @property
+    def total(self) -> int:
+        """All jobs of the run that are planned so far."""
+        return sum(self.jobs.values())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no job waits or runs."""
+        return self.total > 0 and not self.jobs["PENDING"] and not self.jobs["RUNNING"]
+
+
+class Ledger:
+    """Reads the tables of the scheduler as an operator would, over one connection."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._connection = _connect(stores.database_url)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def run(self) -> Run | None:
+        """The run of the day; None as long as nobody has rung."""
+        found = self._connection.execute(
+            "SELECT partition_key, created_at FROM sync_runs ORDER BY created_at LIMIT 1"
+        ).fetchone()
+        if found is None:
+            return None
+        partition_key, created_at = found
+        counts = self._connection.execute(
+            "SELECT status, count(*) FROM sync_jobs WHERE partition_key = %s GROUP BY 1",
+            [partition_key],
+        ).fetchall()
+        ends = self._connection.execute(
+            "SELECT min(started_at), max(completed_at), min(error_message)"
+            " FROM sync_jobs WHERE partition_key = %s",
+            [partition_key],
+        ).fetchone()
+        assert ends is not None
+        return Run(partition_key, dict.fromkeys(STATES, 0) | dict(counts), created_at, *ends)
+
+
+def _connect(url: str) -> psycopg.Connection:
+    return psycopg.connect(url, autocommit=True, connect_timeout=5)

@@ -1,0 +1,146 @@
+"""What every test may ask for: servers, and a database and Redis keys of its own."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from redis import Redis
+
+from tests.support.application import fresh_app
+from tests.support.command_line import Outcome, in_this_process
+from tests.support.databases import new_database, url_of
+from tests.support.ledger import Ledger
+from tests.support.messages import Broker
+from worker_scheduler import embedded
+from worker_scheduler.settings import Settings
+
+# Two busy cores make any example slow now and then; pytest-timeout catches the one that hangs.
+hypothesis_settings.register_profile("tests", deadline=None)
+hypothesis_settings.load_profile("tests")
+
+GIVEN = {name: os.environ.get(name) for name in ("DATABASE_URL", "REDIS_URL")}
+_database_numbers = count(1)
+
+
+@pytest.fixture(autouse=True)
+def no_variables_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees only the variables that it sets, not those of whoever runs it."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[embedded.Servers]:
+    """Postgres and Valkey: those of DATABASE_URL and REDIS_URL, else embedded ones."""
+    database_url, redis_url = GIVEN["DATABASE_URL"], GIVEN["REDIS_URL"]
+    if database_url and redis_url:
+        yield embedded.Servers(database_url, redis_url)
+    elif database_url or redis_url:
+        pytest.exit("set both DATABASE_URL and REDIS_URL, or neither", returncode=2)
+    else:
+        with embedded.servers() as started:
+            yield started
+
+
+@pytest.fixture(scope="session")
+def migrated_template(servers: embedded.Servers) -> Iterator[str]:
+    """The name of a database that has our tables and is copied for each test."""
+    from worker_scheduler.ledger.schema import upgrade
+
+    with new_database(servers.database_url) as name:
+        upgrade(url_of(servers.database_url, name))
+        yield name
+
+
+@pytest.fixture
+def database_url(servers: embedded.Servers, migrated_template: str) -> Iterator[str]:
+    """A database of the test's own, with our tables and no users."""
+    with new_database(servers.database_url, migrated_template) as name:
+        yield url_of(servers.database_url, name)
+
+
+@pytest.fixture
+def empty_database_url(servers: embedded.Servers) -> Iterator[str]:
+    """A database of the test's own, with nothing in it."""
+    with new_database(servers.database_url) as name:
+        yield url_of(servers.database_url, name)
+
+
+@pytest.fixture
+def redis_key_prefix() -> str:
+    """What stands before every key of the test; on a shared server it keeps tests apart."""
+    return f"test-{uuid4().hex}:" if GIVEN["REDIS_URL"] else ""
+
+
+@pytest.fixture
+def redis_url(servers: embedded.Servers, redis_key_prefix: str) -> Iterator[str]:
+    """A logical database of the test's own; on a shared server, the given one with a key prefix."""
+    url = servers.redis_url
+    if not redis_key_prefix:
+        with Redis.from_url(url) as client:
+            databases = int(client.config_get("databases")["databases"])
+        number = 1 + next(_database_numbers) % (databases - 1)
+        url = urlunsplit(urlsplit(url)._replace(path=f"/{number}"))
+    yield url
+    with Redis.from_url(url) as client:
+        if redis_key_prefix:
+            for key in client.scan_iter(match=f"{redis_key_prefix}*", count=1000):
+                client.delete(key)
+        else:
+            client.flushdb()
+
+
+@pytest.fixture
+def environment(database_url: str, redis_url: str, redis_key_prefix: str, tmp_path: Path) -> dict[str, str]:
+    """The whole environment of a subprocess; a test adds to it what it is about."""
+    measuring = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+    return {
+        **measuring,
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "REDIS_KEY_PREFIX": redis_key_prefix,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "HOME": str(tmp_path),
+    }
+
+
+@pytest.fixture
+def ledger(database_url: str) -> Ledger:
+    """The tables of the test's own database."""
+    return Ledger(database_url)
+
+
+@pytest.fixture
+def broker(redis_url: str, redis_key_prefix: str) -> Broker:
+    """The queues of the test's own Redis keys."""
+    return Broker(redis_url, redis_key_prefix)
+
+
+@pytest.fixture
+def deployed(
+    database_url: str, redis_url: str, redis_key_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """This process configured as a deployment is, without pauses; the app is made on first use."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("REDIS_KEY_PREFIX", redis_key_prefix)
+    monkeypatch.setenv("ENQUEUE_SLEEP_SECONDS", "0")
+    with fresh_app():
+        yield
+
+
+@pytest.fixture
+def scheduler(deployed: None) -> Callable[..., Outcome]:
+    """The command `scheduler`, called as a function; each call reads the environment anew."""
+
+    def call(*arguments: str) -> Outcome:
+        with fresh_app():
+            return in_this_process(*arguments)
+
+    return call

@@ -1,0 +1,93 @@
+"""Runs the command `scheduler`, in this process or in one of its own, and says how it ended."""
+
+import contextlib
+import io
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker_scheduler.cli import run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended, and what it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The one JSON object that `--json` prints; nothing else may be on stdout."""
+        parsed = json.loads(self.stdout)
+        assert self.stdout == json.dumps(parsed) + "\n"
+        assert isinstance(parsed, dict)
+        return parsed
+
+    @property
+    def error(self) -> str:
+        """The one line of stderr that is no log line."""
+        (line,) = self.errors
+        return line
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of stderr that are no log lines; there are no lines of a third kind."""
+        prefix = "scheduler: "
+        lines = self.stderr.splitlines()
+        logged = [line for line in lines if line[:4].isdigit() and line[4] == "-"]
+        errors = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+        assert len(logged) + len(errors) == len(lines), self.stderr
+        return errors
+
+
+def in_this_process(*arguments: str) -> Outcome:
+    """`scheduler ARGUMENTS`, without the cost of a process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    stdout, stderr = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            status = run(list(arguments))
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    return Outcome(status, stdout.getvalue(), stderr.getvalue())
+
+
+def as_process(
+    environment: Mapping[str, str],
+    *arguments: str,
+    folder: Path | None = None,
+    deadline_seconds: float = 60,
+) -> Outcome:
+    """`python -m worker_scheduler ARGUMENTS` in its own process."""
+    return outcome_of(
+        [sys.executable, "-m", "worker_scheduler", *arguments], environment, folder, deadline_seconds
+    )
+
+
+def outcome_of(
+    command: list[str],
+    environment: Mapping[str, str],
+    folder: Path | None = None,
+    deadline_seconds: float = 60,
+) -> Outcome:
+    """Any command, in its own process, run to its end."""
+    ended = subprocess.run(
+        command,
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=deadline_seconds,
+        check=False,
+    )
+    return Outcome(ended.returncode, ended.stdout, ended.stderr)

@@ -1,0 +1,39 @@
+"""Handlers of jobs, named by SYNC_HANDLER in the tests of workers."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from worker_scheduler.worker import SkipJob, SyncJob
+
+not_a_function = "text"
+
+
+def complete(job: SyncJob) -> None:
+    """COMPLETED."""
+
+
+def by_login(job: SyncJob) -> None:
+    """user-1 is skipped, user-2 fails, user-3 wants to exit; the rest are COMPLETED."""
+    if job.github_login == "user-1":
+        raise SkipJob("has no repositories")
+    if job.github_login == "user-2":
+        raise RuntimeError("no such account")
+    if job.github_login == "user-3":
+        sys.exit("that was it")
+
+
+def wait_for_permission(job: SyncJob) -> None:
+    """Says in the folder HANDLER_FOLDER that the job has begun; ends when it finds `go` there."""
+    folder = Path(os.environ["HANDLER_FOLDER"])
+    (folder / f"began-{job.user_id}-{os.getpid()}").touch()
+    deadline = time.monotonic() + 60
+    while not (folder / "go").exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError("nobody gave permission")
+        time.sleep(0.02)
+
+
+async def coroutine(job: SyncJob) -> None:
+    """A worker calls it and drops what it returns, so nothing would be done."""

@@ -1,0 +1,212 @@
+"""Variables that do not parse: all faults at once, each named; no password is ever shown."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.command_line import Outcome, in_this_process
+from tests.support.messages import Broker
+from worker_scheduler.errors import ConfigurationError
+from worker_scheduler.settings import ALLOWED, Settings, load
+
+Scheduler = Callable[..., Outcome]
+
+COMMANDS = [["daily"], ["backfill", "--backfill-days=1"], ["status"], ["migrate"], ["check"]]
+SECRET = "s3cr3t"
+
+BAD_VARIABLES = [
+    *(("MAX_ENQUEUED_JOBS", value) for value in ("0", "-1", "1e3", "many", str(2**63))),
+    *(("BACKFILL_MAX_USERS", value) for value in ("-1", "x")),
+    *(("BACKFILL_CONFIRM", value) for value in ("maybe", "2")),
+    *(("ENQUEUE_BATCH_SIZE", value) for value in ("0", "5001", "1.5")),
+    *(("ENQUEUE_SLEEP_SECONDS", value) for value in ("-1", "nan", "inf", "3601", "1s")),
+    *(
+        ("SCHEDULER_DAILY_LOCK_ID", value)
+        for value in ("0", "-1", "0xg", str(2**63), "0x" + "f" * 16, "lock")
+    ),
+    *(("SCHEDULER_BACKFILL_LOCK_ID", value) for value in ("0", "0x7761766501", str(0x7761766501))),
+    *(("SCHEDULER_LOCK_ENABLED", value) for value in ("perhaps", "7")),
+    *(
+        ("DAILY_TICK_CRON", value)
+        for value in ("0 2 * *", "0 25 * * *", "@daily", "a b c d e", "0 2 * * * *")
+    ),
+    *(("SCHEDULER_TIMEZONE", value) for value in ("Mars/Olympus", "../etc/passwd", "UTC+1")),
+    *(
+        ("SYNC_HANDLER", value)
+        for value in ("package.module", "package:module:function", ":f", "m:", "m f")
+    ),
+    *(("USERS_RELATION", value) for value in ("a.b.c", "users; DROP TABLE users", 'a"b', "1users")),
+    *(("LOG_LEVEL", value) for value in ("LOUD", "10")),
+    *(("PUBLISHER", value) for value in ("pigeon", "redis")),
+    *(("DAILY_CATCH_UP", value) for value in ("some", "1")),
+    *(("DAILY_CATCH_UP_WINDOW", value) for value in ("-1", "367", "1w", "1.5")),
+    *(("RECONCILE_INTERVAL_SECONDS", value) for value in ("0", "3601", "1.5")),
+    *(("LEASE_SECONDS", value) for value in ("0", "61", "nan")),
+    *(("MESSAGE_GRACE_SECONDS", value) for value in ("-1", "3601", "inf")),
+    *(("SYNC_MAX_ATTEMPTS", value) for value in ("0", "1001", "x")),
+    *(("REDIS_KEY_PREFIX", value) for value in ("a b", "p" * 65, "é")),
+    *(
+        ("DATABASE_URL", value)
+        for value in (
+            *("localhost", "mysql://h/db", "sqlite:///file", "postgresql://", "postgresql://h:port/db"),
+            *(
+                "postgresql://h:0/db",
+                "postgresql://h:99999/db",
+                "postgresql://h",
+                "postgresql+asyncpg://h/db",
+            ),
+        )
+    ),
+    *(
+        ("REDIS_URL", value)
+        for value in (
+            *(
+                "localhost:6379",
+                "http://h",
+                "redis://",
+                "redis://h:port/0",
+                "redis://h:0/0",
+                "redis://h/name",
+            ),
+            *("rediss://h?ssl_cert_reqs=maybe", "sentinel://h", "redis://h/0#fragment", "redis://[::1/0"),
+        )
+    ),
+    *(("CELERY_BROKER_URL", value) for value in ("nothing", "carrier-pigeon://h", "redis://h/name")),
+]
+
+
+@pytest.fixture
+def urls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """URLs that parse; nothing listens there."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/db")
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+
+
+@pytest.mark.usefixtures("urls")
+@pytest.mark.parametrize(("name", "value"), BAD_VARIABLES)
+def test_bad_variables(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    outcome = in_this_process("daily")
+    assert (outcome.status, outcome.stdout) == (2, "")
+    assert outcome.error.startswith(f"{name}="), outcome.error
+    assert outcome.error.endswith(f"allowed is {ALLOWED[name.lower()]}"), outcome.error
+    if not name.endswith("_URL"):
+        assert f"{name}='{value[:77]}" in outcome.error
+
+
+@pytest.mark.usefixtures("urls")
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("MAX_ENQUEUED_JOBS", " 5 ", 5),
+        ("BACKFILL_MAX_USERS", "0", 0),
+        ("BACKFILL_CONFIRM", "1", True),
+        ("BACKFILL_CONFIRM", "false", False),
+        ("ENQUEUE_SLEEP_SECONDS", "0", 0.0),
+        ("SCHEDULER_DAILY_LOCK_ID", "0x7FFFFFFFFFFFFFFF", 2**63 - 1),
+        ("SCHEDULER_LOCK_ENABLED", "0", False),
+        ("DAILY_TICK_CRON", " */5  * * * * ", "*/5 * * * *"),
+        ("SCHEDULER_TIMEZONE", "America/New_York", "America/New_York"),
+        ("LOG_LEVEL", "debug", "DEBUG"),
+        ("USERS_RELATION", 'crm."Odd Name"', 'crm."Odd Name"'),
+        ("SYNC_HANDLER", "app.sync:handle", "app.sync:handle"),
+    ],
+)
+def test_good_variables(name: str, value: str, meant: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    assert getattr(load(), name.lower()) == meant
+
+
+@pytest.mark.usefixtures("urls")
+def test_the_documented_defaults() -> None:
+    settings = load()
+    assert settings.users_relation == "users"
+    assert settings.max_enqueued_jobs == 10_000
+    assert settings.backfill_max_users == 50
+    assert not settings.backfill_confirm
+    assert settings.enqueue_batch_size == 200
+    assert settings.enqueue_sleep_seconds == 0.2
+    assert settings.scheduler_daily_lock_id == 0x7761766501
+    assert settings.scheduler_backfill_lock_id == 0x7761766502
+    assert settings.scheduler_lock_enabled
+    assert settings.daily_tick_cron == "0 2 * * *"
+    assert settings.scheduler_timezone == "UTC"
+    assert settings.log_level == "INFO"
+    assert settings.sync_handler is None
+    assert settings.broker_url == settings.redis_url.get_secret_value()
+
+
+@pytest.mark.usefixtures("urls")
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load()
+    for name, field in Settings.model_fields.items():
+        if not field.is_required():
+            monkeypatch.setenv(name.upper(), "")
+    assert load() == expected
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_unset_urls_are_named_all_at_once(command: list[str]) -> None:
+    outcome = in_this_process(*command)
+    assert outcome.status == 2
+    lines = outcome.stdout if command == ["check"] else outcome.stderr
+    assert "DATABASE_URL is not set: give postgresql://" in lines
+    assert "REDIS_URL is not set: give redis://" in lines
+
+
+def test_all_faults_at_once_each_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "DATABASE_URL": "mysql://h/db",
+        "REDIS_URL": "http://h",
+        "MAX_ENQUEUED_JOBS": "x",
+        "DAILY_TICK_CRON": "never",
+        "LOG_LEVEL": "LOUD",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    assert [fault.partition("=")[0] for fault in caught.value.faults] == list(given)
+    outcome = in_this_process("daily", "--json")
+    assert outcome.status == 2
+    for text in (outcome.error, outcome.report["error"]):
+        assert all(f"{name}=" in text for name in given)
+    checked = in_this_process("check")
+    assert (checked.status, len(checked.stdout.splitlines())) == (2, len(given))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgres://user:{SECRET}@127.0.0.1:1/db",
+        f"postgresql://user:a/{SECRET}@h/db",
+        f"postgresql://user:a@{SECRET}@h:port/db",
+        f"mysql://user:{SECRET}@h/db",
+        f"postgresql:/user:{SECRET}@h/db",
+        f"user:{SECRET}@h/db",
+        f"postgresql://h:1/db?password={SECRET}",
+        f"postgresql://user:{SECRET}@/",
+        f"://{SECRET}",
+    ],
+)
+@pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL"])
+def test_passwords_are_never_shown(
+    name: str, url: str, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, broker: Broker
+) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "DEBUG")
+    monkeypatch.setenv(name, url)
+    for command in COMMANDS:
+        outcome = scheduler(*command)
+        assert SECRET not in outcome.stdout + outcome.stderr
+        if command in COMMANDS[:2] and name == "DATABASE_URL":
+            assert outcome.status in {2, 4}
+            assert len(outcome.errors) == 1
+    assert broker.everything() == {}
+
+
+def test_passwords_are_masked_in_what_the_settings_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://user:{SECRET}@h/db")
+    monkeypatch.setenv("REDIS_URL", f"redis://:{SECRET}@h/0")
+    monkeypatch.setenv("CELERY_BROKER_URL", f"amqp://user:{SECRET}@h//")
+    settings = load()
+    assert SECRET not in repr(settings) + str(settings)

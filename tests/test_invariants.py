@@ -1,0 +1,252 @@
+"""The invariants of docs/internals.md that ticks and workers uphold, each by its name."""
+
+import ast
+import re
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import TextClause
+
+import worker_scheduler
+from tests.support.command_line import Outcome, outcome_of
+from tests.support.herd import run_herd
+from tests.support.ledger import Ledger
+from tests.support.messages import Broker
+from tests.support.proxy import Proxy
+from tests.support.users import make_users, user_id
+from tests.support.waiting import wait_until
+from worker_scheduler import ledger as ledger_package
+
+Scheduler = Callable[..., Outcome]
+
+DAY = "2026-11-23"
+KEY = f"daily:{DAY}"
+PACKAGE = Path(worker_scheduler.__file__).parent
+
+
+def test_one_job_per_user(environment: dict[str, str], ledger: Ledger, broker: Broker) -> None:
+    """With every lock switched off, and even where somebody writes past the planner."""
+    make_users(ledger.url, 2000)
+    environment |= {"SCHEDULER_LOCK_ENABLED": "0", "ENQUEUE_BATCH_SIZE": "50", "ENQUEUE_SLEEP_SECONDS": "0"}
+    outcomes = run_herd(environment, 4, "worker_scheduler.cli:run", "daily", "--date", DAY, "--json")
+    assert sum(outcome.report["jobs_inserted"] for outcome in outcomes) == 2000
+    assert len({job["user_id"] for job in ledger.jobs()}) == ledger.count() == 2000
+    assert len({message.task_id for message in broker.messages("daily")}) == broker.count("daily") == 2000
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        ledger.execute(
+            "INSERT INTO sync_jobs (job_id, user_id, triggered_by, partition_key, run_id)"
+            " SELECT gen_random_uuid(), user_id, triggered_by, partition_key, run_id FROM sync_jobs LIMIT 1"
+        )
+
+
+def test_row_before_message(
+    scheduler: Scheduler, ledger: Ledger, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Watched on the wire: when a message goes by, its row is there, and no transaction is open."""
+    make_users(ledger.url, 30)
+    watched: list[tuple[int, int, int]] = []
+
+    def watch(data: bytes) -> None:
+        job_ids = re.findall(rb'"task": "sync_user", "id": "([0-9a-f-]{36})"', data.replace(b'\\"', b'"'))
+        if job_ids:
+            watched.append(
+                (
+                    len(job_ids),
+                    ledger.value(
+                        "SELECT count(*) FROM sync_jobs WHERE job_id::text = ANY(%s)",
+                        [job_id.decode() for job_id in job_ids],
+                    ),
+                    ledger.value(
+                        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'worker_scheduler'"
+                        " AND datname = current_database() AND xact_start IS NOT NULL"
+                    ),
+                )
+            )
+
+    with Proxy(redis_url, watch=watch) as proxy:
+        monkeypatch.setenv("REDIS_URL", proxy.url)
+        scheduler("daily", "--date", DAY, "--enqueue-batch-size", "10")
+    assert sum(messages for messages, _, _ in watched) >= 27  # one may be split between two packets
+    for messages, rows, transactions in watched:
+        assert (messages, transactions) == (rows, 0)
+
+
+def test_batch_published_once(scheduler: Scheduler, ledger: Ledger, broker: Broker) -> None:
+    """On Redis, by a marker that enters together with the messages; and whoever holds a batch keeps it."""
+    make_users(ledger.url, 30)
+    scheduler("daily", "--date", DAY, "--enqueue-batch-size", "10")
+    # As if the tick had died behind each push, before it could mark the batch.
+    ledger.execute("UPDATE sync_batches SET enqueued_at = NULL")
+    assert scheduler("daily", "--date", DAY, "--json").report["jobs_enqueued"] == 30
+    assert broker.count("daily") == 30
+    ledger.execute(
+        "UPDATE sync_batches SET enqueued_at = NULL, claimed_by = gen_random_uuid(),"
+        " claimed_until = now() + interval '20 seconds' WHERE number = 1"
+    )
+    assert scheduler("daily", "--date", DAY, "--json").report["jobs_enqueued"] == 0
+    assert broker.count("daily") == 30
+    ledger.execute("UPDATE sync_batches SET claimed_until = now() - interval '1 second' WHERE number = 1")
+    broker.lose_everything()
+    assert scheduler("daily", "--date", DAY, "--json").report["jobs_enqueued"] == 10
+    assert scheduler("daily", "--date", DAY, "--json").report["jobs_enqueued"] == 0
+    assert broker.count("daily") == 10
+
+
+def statements() -> Iterator[tuple[str, str]]:
+    """Every SQL text of the ledger, with where it stands."""
+    for module_info in iter_modules(ledger_package.__path__, "worker_scheduler.ledger."):
+        if not module_info.ispkg:
+            module = import_module(module_info.name)
+            for name, value in vars(module).items():
+                values = value.values() if isinstance(value, dict) else [value]
+                for each in values:
+                    if isinstance(each, TextClause | str):
+                        yield f"{module_info.name}.{name}", str(each)
+
+
+def test_guarded_moves() -> None:
+    """Every UPDATE names the state it starts from; where two may write, the test of it is the other one."""
+    guards = {
+        "sync_jobs": r"\bstatus (=|IN|<>) ",
+        "sync_runs": r"\bstate (=|IN|<>) ",
+        "sync_batches": r"\benqueued_at IS (NOT )?NULL",
+        "sync_locks": r"\bholder = :holder",
+    }
+    updates = 0
+    for place, sql in statements():
+        for table, condition in re.findall(r"UPDATE (sync_\w+)\b.*?\bSET\b(.*)", sql, re.DOTALL):
+            updates += 1
+            where = condition.partition("WHERE")[2]
+            assert re.search(guards[table], where), f"{place}: {sql}"
+    assert updates >= 8
+
+
+def test_one_worker_per_job(environment: dict[str, str], scheduler: Scheduler, ledger: Ledger) -> None:
+    make_users(ledger.url, 1)
+    scheduler("daily", "--date", DAY)
+    (job,) = ledger.jobs()
+    environment["LOG_LEVEL"] = "ERROR"
+    # Held until all have come to it.
+    with psycopg.connect(ledger.url) as connection:
+        connection.execute("SELECT FROM sync_jobs FOR UPDATE")
+        with ThreadPoolExecutor(1) as executor:
+            herd = executor.submit(run_herd, environment, 6, "tests.support.herd:work", str(job["job_id"]))
+            wait_for_lockers(ledger, 6)
+            connection.rollback()
+            outcomes = herd.result(60)
+    assert sorted(outcome.stdout for outcome in outcomes) == [""] * 5 + ["1\n"]
+    assert (ledger.job(job["job_id"])["status"], ledger.job(job["job_id"])["attempt"]) == ("COMPLETED", 1)
+
+
+def wait_for_lockers(ledger: Ledger, number: int) -> None:
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event_type = 'Lock' AND application_name = 'worker_scheduler'"
+    )
+    wait_until(lambda: ledger.value(waiting) == number, 30, f"{number} workers at the row")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["daily", "--max-enqueued-jobs", "59"],
+        ["backfill", "--backfill-days", "1"],
+        ["backfill", "--backfill-days", "1", "--github-logins", "nobody"],
+        ["backfill", "--backfill-days", "1", "--github-logins", "nobody", "--allow-missing"],
+        ["backfill", "--backfill-days", "9", "--confirm", "--partition-key", "taken"],
+        ["backfill", "--backfill-days", "0"],
+        ["daily", "--date", "tomorrow"],
+    ],
+)
+def test_refused_means_untouched(
+    command: list[str], scheduler: Scheduler, ledger: Ledger, broker: Broker
+) -> None:
+    make_users(ledger.url, 60)
+    scheduler("backfill", "--backfill-days", "1", "--partition-key", "taken", "--user-ids", str(user_id(1)))
+    rows, messages = ledger.everything(), broker.everything()
+    assert scheduler(*command).status in {2, 3}
+    assert ledger.everything() == rows
+    assert broker.everything() == messages
+
+
+PEAK = """
+import sys, tracemalloc
+from worker_scheduler import wiring
+from worker_scheduler.cli import run
+tracemalloc.start()
+assert run(sys.argv[1:]) == 0
+print(tracemalloc.get_traced_memory()[1])
+"""
+
+
+@pytest.mark.parametrize("publisher", ["redis-bulk", "group"])
+def test_bounded_memory(publisher: str, environment: dict[str, str], ledger: Ledger) -> None:
+    """Ten times the users, and not 0.1 MB more: 60 bytes a user would show."""
+    environment |= {"ENQUEUE_SLEEP_SECONDS": "0", "LOG_LEVEL": "ERROR", "PUBLISHER": publisher}
+    peaks: list[float] = []
+    for users in (200, 2000):
+        make_users(ledger.url, users)
+        command = ["daily", "--date", f"2026-11-{len(peaks) + 1:02}"]
+        outcome = outcome_of([sys.executable, "-c", PEAK, *command], environment)
+        assert outcome.status == 0, outcome.stderr
+        peaks.append(int(outcome.stdout.splitlines()[-1]) / 1024**2)
+    few, many = peaks
+    assert many - few < 0.1, f"{few:.2f} MB for 200 users, {many:.2f} MB for 2,000"
+
+
+def test_time_is_given(deployed: None, ledger: Ledger) -> None:
+    """Nothing below the entry points asks for the time, in Python or in SQL; stored times are UTC."""
+    from worker_scheduler import tick, wiring
+    from worker_scheduler.options import parse_daily
+
+    make_users(ledger.url, 2)
+    now = datetime(2031, 5, 4, 3, 2, 1, tzinfo=UTC)
+    with wiring.tick_context("test", lambda _: None) as context:
+        report = tick.daily(replace(context, clock=lambda: now), parse_daily({}))
+        elsewhere = now.astimezone(datetime.strptime("+1400", "%z").tzinfo) + timedelta(days=1)
+        tomorrow = tick.daily(replace(context, clock=lambda: elsewhere), parse_daily({}))
+    assert report.partition_key == "daily:2031-05-04"
+    assert tomorrow.partition_key == "daily:2031-05-05"
+    assert report.duration_seconds == 0
+    given = {now, now + timedelta(days=1)}
+    for table, columns in {
+        "sync_runs": ("created_at", "planned_at", "enqueued_at"),
+        "sync_batches": ("enqueued_at",),
+        "sync_jobs": ("created_at",),
+    }.items():
+        for column in columns:
+            stored: set[Any] = {row[column] for row in ledger.rows(f"SELECT {column} FROM {table}")}
+            assert stored == given, f"{table}.{column}"
+    assert asks_for_the_time() == set()
+
+
+ENTRY_POINTS = {"clock.py", "wiring.py", "embedded.py"}
+CLOCKS = {"now", "utcnow", "today", "utc_now"}
+
+
+def asks_for_the_time() -> set[str]:
+    """Where code that is handed the time asks for it all the same."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        if path.name in ENTRY_POINTS or "migrations" in path.parts or "cli" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called.rpartition(".")[2] in CLOCKS or called in {"time.time", "time.time_ns"}:
+                    found.add(f"{path.name}:{node.lineno} {called}()")
+            if isinstance(node, ast.ImportFrom) and node.module == "time":
+                found.add(f"{path.name}:{node.lineno} from time import")
+    for place, sql in statements():
+        if re.search(r"\b(now\(\)|current_timestamp|clock_timestamp)", sql, re.IGNORECASE):
+            found.add(place)
+    return found

@@ -1,0 +1,188 @@
+"""The Celery tasks, in a worker that runs in this process: the same rules and errors as the CLI's."""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from queue import Empty, Queue
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from celery import Celery, signals
+from celery.contrib.testing.worker import start_worker
+
+from tests.support.ledger import Ledger
+from tests.support.messages import Broker
+from tests.support.users import make_users, user_id
+from tests.support.waiting import wait_until
+
+Ring = Callable[..., Any]
+
+
+@pytest.fixture
+def app(deployed: None, monkeypatch: pytest.MonkeyPatch) -> Celery:
+    monkeypatch.setenv("SYNC_HANDLER", "tests.support.handlers:by_login")
+    monkeypatch.setenv("SYNC_MAX_ATTEMPTS", "1")
+    import worker_scheduler
+
+    worker_scheduler.app.loader.import_default_modules()
+    return worker_scheduler.app
+
+
+@pytest.fixture
+def worker(app: Celery) -> Iterator[Queue[Any]]:
+    """A worker of every queue; what its tasks return or raise comes into the queue."""
+    ended: Queue[Any] = Queue()
+
+    def succeeded(sender: Any, result: object, **_: object) -> None:
+        ended.put((sender.name, result))
+
+    def failed(sender: Any, exception: Exception, **_: object) -> None:
+        ended.put((sender.name, exception))
+
+    def retried(sender: Any, reason: Exception, **_: object) -> None:
+        ended.put((sender.name, reason))
+
+    signals.task_success.connect(succeeded, weak=False)
+    signals.task_failure.connect(failed, weak=False)
+    signals.task_retry.connect(retried, weak=False)
+    interrupt, logger = signal.getsignal(signal.SIGINT), logging.getLogger()
+    handlers, level = logger.handlers[:], logger.level
+    try:
+        with start_worker(app, perform_ping_check=False, shutdown_timeout=30):
+            yield ended
+    finally:
+        signals.task_success.disconnect(succeeded)
+        signals.task_failure.disconnect(failed)
+        signals.task_retry.disconnect(retried)
+        signal.signal(signal.SIGINT, interrupt)
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def ring(app: Celery, worker: Queue[Any]) -> Ring:
+    """Sends a tick's task, as Beat or `celery call` would; returns what the task returned or raised."""
+
+    def call(name: str, **kwargs: object) -> Any:
+        app.send_task(name, kwargs=kwargs)
+        while True:
+            try:
+                ended, result = worker.get(timeout=30)
+            except Empty:
+                raise AssertionError(f"{name} did not end") from None
+            if ended == name:
+                return result
+
+    return call
+
+
+def all_final(ledger: Ledger) -> dict[str, int]:
+    wait_until(lambda: not {"PENDING", "RUNNING"} & set(ledger.states()), 30, "the end of every job")
+    return dict(ledger.states())
+
+
+def test_daily_tick_and_the_jobs_that_follow(ring: Ring, ledger: Ledger) -> None:
+    make_users(ledger.url, 10)
+    report = ring("scheduler.daily_tick")
+    assert report["outcome"] == "enqueued"
+    assert report["partition_key"] == f"daily:{(datetime.now(UTC) - timedelta(hours=2)).date()}"
+    assert report["jobs_inserted"] == report["jobs_enqueued"] == 10
+    assert all_final(ledger) == {"COMPLETED": 7, "SKIPPED": 1, "FAILED": 2}
+    skipped = ledger.row("SELECT * FROM sync_jobs WHERE status = 'SKIPPED'")
+    assert (skipped["github_login"], skipped["error_message"]) == ("user-1", "has no repositories")
+    assert ledger.value("SELECT requested_by FROM sync_runs").startswith("task ")
+
+
+def test_daily_tick_of_a_date_is_idempotent(ring: Ring, ledger: Ledger) -> None:
+    make_users(ledger.url, 3)
+    assert ring("scheduler.daily_tick", date="2026-11-23")["partition_key"] == "daily:2026-11-23"
+    assert ring("scheduler.daily_tick", date="2026-11-23")["outcome"] == "nothing_to_do"
+    assert ledger.count("daily:2026-11-23") == 3
+
+
+@pytest.mark.parametrize("form", ["list", "text"])
+def test_backfill_takes_lists_and_comma_separated_texts(form: str, ring: Ring, ledger: Ledger) -> None:
+    make_users(ledger.url, 9)
+    ids, logins = [str(user_id(4)), str(user_id(5))], ["USER-6", "user-4"]
+    chosen: dict[str, object] = {"user_ids": ids, "github_logins": logins}
+    if form == "text":
+        chosen = {"user_ids": ",".join(ids), "github_logins": ", ".join(logins)}
+    report = ring("scheduler.backfill", backfill_days=30, confirm=True, campaign="c", **chosen)
+    assert report["users_total_selected"] == report["jobs_enqueued"] == 3
+    assert report["partition_key"] == f"backfill:{datetime.now(UTC).date()}:30d:c"
+    assert all_final(ledger) == {"COMPLETED": 3}
+    assert {job["backfill_days"] for job in ledger.jobs()} == {30}
+
+
+REFUSED: list[tuple[str, dict[str, object], str, str]] = [
+    ("scheduler.daily_tick", {"date": "tomorrow"}, "BadInput", "--date='tomorrow' is no date"),
+    ("scheduler.daily_tick", {"dat": "2026-11-23"}, "BadInput", "unknown option 'dat'"),
+    ("scheduler.daily_tick", {"max_enqueued_jobs": 5}, "Refused", "MAX_ENQUEUED_JOBS=5"),
+    ("scheduler.daily_tick", {"enqueue_sleep_seconds": -1}, "BadInput", "--enqueue-sleep-seconds='-1'"),
+    ("scheduler.backfill", {}, "BadInput", "--backfill-days is not set"),
+    ("scheduler.backfill", {"backfill_days": 0}, "BadInput", "--backfill-days='0'"),
+    ("scheduler.backfill", {"backfill_days": True}, "BadInput", "is a boolean, not a number"),
+    (
+        "scheduler.backfill",
+        {"backfill_days": 1},
+        "Refused",
+        "60 users selected, more than BACKFILL_MAX_USERS=50",
+    ),
+    ("scheduler.backfill", {"backfill_days": 1, "user_ids": []}, "BadInput", "--user-ids='[]' is empty"),
+    ("scheduler.backfill", {"backfill_days": 1, "user_ids": "x"}, "BadInput", "no UUID"),
+    (
+        "scheduler.backfill",
+        {"backfill_days": 1, "github_logins": ["nobody"]},
+        "Refused",
+        "1 unknown users: nobody",
+    ),
+    ("scheduler.backfill", {"backfill_days": 1, "confirm": "yes"}, "BadInput", "--confirm='yes'"),
+    ("scheduler.backfill", {"backfill_days": 1, "partition_key": "daily:x"}, "BadInput", "--partition-key"),
+    (
+        "scheduler.daily_tick",
+        {"enqueue_batch_size": 0, "date": "x"},
+        "BadInput",
+        "--enqueue-batch-size='0': allowed is a whole number from 1 to 5000; --date='x'",
+    ),
+]
+
+
+def test_the_same_rules_and_errors(ring: Ring, ledger: Ledger) -> None:
+    make_users(ledger.url, 60)
+    for name, kwargs, error, words in REFUSED:
+        raised = ring(name, **kwargs)
+        assert type(raised).__name__ == error
+        assert words in str(raised)
+        assert not any(ledger.everything().values())
+
+
+def test_a_tick_that_runs_already_is_no_error(ring: Ring, ledger: Ledger) -> None:
+    make_users(ledger.url, 1)
+    ledger.execute(
+        "INSERT INTO sync_locks (lock_id, holder, partition_key, acquired_at, leased_until) VALUES"
+        f" ({0x7761766501}, gen_random_uuid(), 'daily:2026-11-23', now(), now() + interval '30 seconds')"
+    )
+    assert ring("scheduler.daily_tick", date="2026-11-23")["outcome"] == "already_running"
+    refused = ring("scheduler.daily_tick", date="2026-11-24")
+    assert "a tick of daily:2026-11-23 is running" in str(refused)
+
+
+def test_a_store_that_is_away_is_tried_again_later(
+    ring: Ring, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/db")
+    assert "Postgres at 127.0.0.1:1/db is unavailable" in str(ring("scheduler.daily_tick"))
+
+
+def test_a_message_that_is_no_jobs_is_ignored(
+    app: Celery, worker: Queue[Any], ledger: Ledger, broker: Broker
+) -> None:
+    make_users(ledger.url, 1)
+    before = ledger.everything()
+    for task_id in ("not-an-id", str(uuid4())):
+        app.send_task("sync_user", args=[str(user_id(1)), "p", "somebody"], task_id=task_id, queue="daily")
+        assert worker.get(timeout=30) == ("sync_user", None)
+    assert ledger.everything() == before
+    assert broker.counts() == {}

@@ -1,0 +1,245 @@
+"""The worker's side of a job: it claims, calls the handler, and notes how that ended."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from tests.support.command_line import Outcome, as_process
+from tests.support.ledger import Ledger
+from tests.support.messages import Broker
+from tests.support.processes import celery, started, worker_of
+from tests.support.users import make_users, user_id
+from worker_scheduler.errors import ConfigurationError
+from worker_scheduler.handler import load_handler
+from worker_scheduler.worker import SkipJob, SyncJob, process_worker
+
+Scheduler = Callable[..., Outcome]
+Handler = Callable[[SyncJob], object]
+Run = Callable[[UUID, Handler], str]
+
+KEY = "backfill:2026-11-23:30d"
+
+
+@pytest.fixture
+def job_id(scheduler: Scheduler, ledger: Ledger) -> UUID:
+    """A job that waits."""
+    make_users(ledger.url, 1)
+    scheduler("backfill", "--backfill-days=30", f"--partition-key={KEY}")
+    (job,) = ledger.jobs()
+    found: UUID = job["job_id"]
+    return found
+
+
+@pytest.fixture
+def run(deployed: None, ledger: Ledger) -> Run:
+    """Does a job as a worker would, with any function as its handler; returns its state then."""
+
+    def call(job_id: UUID, handler: Handler) -> str:
+        process_worker().run(job_id, handler)
+        status: str = ledger.job(job_id)["status"]
+        return status
+
+    return call
+
+
+def not_called(job: SyncJob) -> None:
+    raise AssertionError("the handler was called")
+
+
+@contextmanager
+def raising(error: BaseException) -> Iterator[Handler]:
+    def handle(job: SyncJob) -> None:
+        raise error
+
+    yield handle
+
+
+def test_a_handler_that_returns_completes_the_job(run: Run, job_id: UUID, ledger: Ledger) -> None:
+    seen: list[tuple[SyncJob, str]] = []
+    before = datetime.now(UTC)
+
+    def handle(job: SyncJob) -> object:
+        seen.append((job, ledger.job(job_id)["status"]))
+        return {"whatever": "it returns"}
+
+    assert run(job_id, handle) == "COMPLETED"
+    expected = SyncJob(
+        job_id=job_id,
+        user_id=user_id(1),
+        github_login="user-1",
+        partition_key=KEY,
+        triggered_by="scheduler.backfill",
+        backfill_days=30,
+        attempt=1,
+    )
+    assert seen == [(expected, "RUNNING")]
+    row = ledger.job(job_id)
+    assert (row["status"], row["error_message"], row["attempt"]) == ("COMPLETED", None, 1)
+    assert before <= row["started_at"] <= row["completed_at"]
+    assert row["leased_until"] is None
+
+
+def test_a_job_cannot_be_changed_by_its_handler(run: Run, job_id: UUID) -> None:
+    def handle(job: SyncJob) -> None:
+        job.attempt = 7  # type: ignore[misc]
+
+    assert run(job_id, handle) == "FAILED"
+
+
+def test_skip_job_skips_with_its_reason(run: Run, job_id: UUID, ledger: Ledger) -> None:
+    with raising(SkipJob("has no repositories")) as handle:
+        assert run(job_id, handle) == "SKIPPED"
+    row = ledger.job(job_id)
+    assert (row["status"], row["error_message"]) == ("SKIPPED", "has no repositories")
+    assert row["completed_at"] is not None
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("no such account"), "RuntimeError: no such account"),
+        (ValueError(), "ValueError: "),
+        (KeyError("login"), "KeyError: 'login'"),
+        (SystemExit("that was it"), "SystemExit: that was it"),
+        (SystemExit(0), "SystemExit: 0"),
+        (Unprintable(), "Unprintable: (its text cannot be shown)"),
+        (RuntimeError("x" * 2000), "RuntimeError: " + "x" * 486),
+        (RuntimeError("a\x00b"), "RuntimeError: a\\x00b"),
+        (RuntimeError("a\ud800b"), "RuntimeError: a\\ud800b"),
+        (RuntimeError("ünïcode 🎉\nline"), "RuntimeError: ünïcode 🎉\nline"),
+        (
+            RuntimeError("cannot reach https://user:s3cr3t@api.example/x?token=s3cr3t"),
+            "RuntimeError: cannot reach https://***@api.example/x?token=***",
+        ),
+        (RuntimeError("postgres://u:p@ss/w@h/db"), "RuntimeError: postgres://***@h/db"),
+    ],
+)
+def test_anything_else_fails_with_its_type_and_text(
+    error: BaseException, message: str, run: Run, job_id: UUID, ledger: Ledger
+) -> None:
+    with raising(error) as handle:
+        assert run(job_id, handle) == "FAILED"
+    row = ledger.job(job_id)
+    assert (row["status"], row["error_message"]) == ("FAILED", message)
+    assert len(message) <= 500
+    assert row["completed_at"] is not None
+
+
+def test_no_password_is_left_over_where_the_text_is_cut(run: Run, job_id: UUID, ledger: Ledger) -> None:
+    secret = "s3cr3t" * 10
+    with raising(RuntimeError("x" * 450 + f" https://user:{secret}@host/")) as handle:
+        run(job_id, handle)
+    assert "s3cr3t" not in ledger.job(job_id)["error_message"]
+
+
+def test_a_reason_is_cut_and_masked_too(run: Run, job_id: UUID, ledger: Ledger) -> None:
+    with raising(SkipJob("https://u:s3cr3t@h/ \x00" + "y" * 600)) as handle:
+        run(job_id, handle)
+    message = ledger.job(job_id)["error_message"]
+    assert len(message) == 500
+    assert message.startswith("https://***@h/ \\x00yyy")
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "COMPLETED", "FAILED", "SKIPPED"])
+def test_a_message_for_a_job_that_does_not_wait_does_nothing(
+    status: str, run: Run, job_id: UUID, ledger: Ledger
+) -> None:
+    ledger.execute(f"UPDATE sync_jobs SET status = '{status}', attempt = 1")
+    before = ledger.job(job_id)
+    assert run(job_id, not_called) == status
+    assert ledger.job(job_id) == before
+
+
+def test_a_message_for_no_job_does_nothing(job_id: UUID, ledger: Ledger) -> None:
+    before = ledger.everything()
+    process_worker().run(uuid4(), not_called)
+    assert ledger.everything() == before
+
+
+def test_a_second_delivery_does_nothing(run: Run, job_id: UUID, ledger: Ledger) -> None:
+    calls: list[int] = []
+    assert run(job_id, lambda job: calls.append(job.attempt)) == "COMPLETED"
+    before = ledger.job(job_id)
+    run(job_id, lambda job: calls.append(job.attempt))
+    assert calls == [1]
+    assert ledger.job(job_id) == before
+
+
+@pytest.mark.parametrize(
+    "stolen",
+    [
+        "UPDATE sync_jobs SET attempt = attempt + 1",
+        "UPDATE sync_jobs SET status = 'PENDING', leased_until = NULL",
+        "UPDATE sync_jobs SET status = 'SKIPPED', error_message = 'cancelled'",
+    ],
+)
+def test_a_job_that_was_taken_away_is_not_finished(
+    stolen: str, run: Run, job_id: UUID, ledger: Ledger
+) -> None:
+    after: list[object] = []
+
+    def handle(job: SyncJob) -> None:
+        ledger.execute(stolen)
+        after.append(ledger.job(job_id))
+
+    run(job_id, handle)
+    assert [ledger.job(job_id)] == after
+
+
+class TestStarting:
+    """`celery -A worker_scheduler worker`: which of them start."""
+
+    @pytest.mark.parametrize("queues", ["daily", "backfill", "scheduler,daily", "scheduler,daily,backfill"])
+    def test_a_worker_of_jobs_needs_a_handler(
+        self, queues: str, environment: dict[str, str], tmp_path: Path
+    ) -> None:
+        with started(worker_of(environment, tmp_path / "log", queues)) as worker:
+            assert worker.wait(30) == 2
+        assert "SYNC_HANDLER is not set" in worker.log()
+        assert "Traceback" not in worker.log()
+
+    def test_a_worker_of_every_queue_needs_one_too(
+        self, environment: dict[str, str], tmp_path: Path
+    ) -> None:
+        with started(celery(environment, tmp_path / "log", "worker", "--pool", "solo")) as worker:
+            assert worker.wait(30) == 2
+        assert "SYNC_HANDLER is not set" in worker.log()
+
+    def test_a_worker_of_ticks_needs_none(
+        self, environment: dict[str, str], ledger: Ledger, broker: Broker, tmp_path: Path
+    ) -> None:
+        with started(worker_of(environment, tmp_path / "log", "scheduler")) as worker:
+            worker.wait_for_log("ready.")
+
+    def test_scheduler_and_cli_never_import_it(
+        self, environment: dict[str, str], ledger: Ledger, tmp_path: Path
+    ) -> None:
+        make_users(ledger.url, 1)
+        (tmp_path / "bomb.py").write_text("raise SystemExit('the handler was imported')")
+        environment |= {"SYNC_HANDLER": "bomb:handle", "PYTHONPATH": str(tmp_path)}
+        for command in ("daily", "check", "status"):
+            assert as_process(environment, command, folder=tmp_path).status == 0
+
+    @pytest.mark.parametrize(
+        ("handler", "reason"),
+        [
+            ("tests.support.handlers:missing", "cannot be imported.*missing"),
+            ("tests.support.no_such_module:handle", "cannot be imported.*no_such_module"),
+            ("tests.support.handlers:not_a_function", "is no plain function"),
+            ("tests.support.handlers:coroutine", "is no plain function"),
+        ],
+    )
+    def test_what_is_no_handler(self, handler: str, reason: str) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            load_handler(handler)
+        assert re.search(f"^SYNC_HANDLER='{re.escape(handler)}' {reason}", str(caught.value))

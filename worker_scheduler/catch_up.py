@@ -1,0 +1,118 @@
+"""The days that are due: what a ring of the daily tick, or reconcile, has to start. It plans nothing.
+
+A ring says only that something may be due. What is due follows from the cron, from the runs that
+stand in Postgres, and from DAILY_CATCH_UP; so a ring that comes twice, late or never changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import uuid4
+
+import structlog
+
+from worker_scheduler import slots, tick
+from worker_scheduler.context import TickContext
+from worker_scheduler.ledger import runs
+from worker_scheduler.ledger.tables import RunState
+from worker_scheduler.options import DailyOptions
+from worker_scheduler.report import Report
+from worker_scheduler.settings import Settings
+from worker_scheduler.slots import Calendar, Slot
+
+log = structlog.get_logger(__name__)
+
+_LOOK_BACK = timedelta(days=366)
+_LATE = timedelta(hours=1)
+"""How late a slot is run whatever the settings say, since a ring waits for a free worker."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is due: days to run, oldest first, and days to note as missed."""
+
+    run: tuple[Slot, ...]
+    missed: tuple[Slot, ...]
+
+
+def start_due(context: TickContext, options: DailyOptions) -> list[Report]:
+    """Runs the days that are due and notes the missed ones; returns a report a run.
+
+    Raises StoreUnavailable where Postgres cannot be asked what is due.
+    """
+    due = find_due(context)
+    _note_missed(context, due.missed)
+    return [tick.daily(context, options, slot) for slot in due.run]
+
+
+def ring(context: TickContext, options: DailyOptions) -> list[Report]:
+    """What a ring of the daily tick does: the days that are due, and once more the latest slot's.
+
+    The latest slot's run is rung even if it has run: users who are new since then get their job.
+    """
+    latest = _calendar(context.settings).latest(context.clock())
+    reports = start_due(context, options)
+    if latest is None:
+        return [*reports, tick.daily(context, options)]
+    if any(report.partition_key == slots.daily_partition(latest.day) for report in reports):
+        return reports
+    if _is_missed(context, latest):
+        return reports
+    return [*reports, tick.daily(context, options, latest)]
+
+
+def find_due(context: TickContext) -> Due:
+    """Looks at the slots since the first deployment, a year back at most."""
+    now = context.clock()
+    with context.database.autocommit() as connection:
+        since = max(runs.deployed_since(connection), now - _LOOK_BACK)
+        by_day = {slot.day: slot for slot in _calendar(context.settings).slots(since, now)}
+        keys = [slots.daily_partition(day) for day in by_day]
+        known = runs.daily_slots(connection, keys)
+    pending = [slot for slot in by_day.values() if slots.daily_partition(slot.day) not in known]
+    if by_day:
+        pending += _rung_for_an_earlier_slot(list(by_day.values())[-1], known)
+    return _divide(pending, now, context.settings)
+
+
+def _rung_for_an_earlier_slot(latest: Slot, known: dict[str, datetime | None]) -> list[Slot]:
+    """The latest slot, where its day ran for an earlier slot only: a cron may ring often a day."""
+    served = known.get(slots.daily_partition(latest.day))
+    return [latest] if served is not None and served < latest.due_at else []
+
+
+def _divide(pending: list[Slot], now: datetime, settings: Settings) -> Due:
+    """By DAILY_CATCH_UP: which of the days that have no run get one."""
+    policy = settings.daily_catch_up
+    days = 0 if policy == "none" else settings.daily_catch_up_window
+    window = max(_LATE, timedelta(days=days))
+    in_window = [slot for slot in pending if slot.due_at >= now - window]
+    chosen = in_window if policy == "all" else in_window[-1:]
+    return Due(run=tuple(chosen), missed=tuple(slot for slot in pending if slot not in chosen))
+
+
+def _note_missed(context: TickContext, missed: tuple[Slot, ...]) -> None:
+    for slot in missed:
+        with context.database.autocommit() as connection:
+            noted = runs.record_missed(
+                connection,
+                run_id=uuid4(),
+                partition_key=slots.daily_partition(slot.day),
+                triggered_by=tick.DAILY_TRIGGER,
+                requested_by=context.requested_by,
+                slot=slot.due_at,
+                now=context.clock(),
+            )
+        if noted:
+            log.warning("day missed", partition_key=slots.daily_partition(slot.day))
+
+
+def _is_missed(context: TickContext, slot: Slot) -> bool:
+    with context.database.autocommit() as connection:
+        run = runs.get(connection, slots.daily_partition(slot.day))
+    return run is not None and run.state == RunState.MISSED
+
+
+def _calendar(settings: Settings) -> Calendar:
+    return Calendar(settings.daily_tick_cron, settings.scheduler_timezone)

@@ -1,0 +1,83 @@
+"""How commands print: results to stdout, errors to stderr; a progress bar only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from worker_scheduler.redaction import escape_control_characters
+from worker_scheduler.report import Report
+
+log = structlog.get_logger(__name__)
+
+
+def print_error(line: str) -> None:
+    """One line on stderr."""
+    print(f"scheduler: {escape_control_characters(line)}", file=sys.stderr)
+
+
+def print_line(line: str) -> None:
+    """One line on stdout."""
+    print(escape_control_characters(line))
+
+
+def print_json(value: dict[str, Any] | list[Any]) -> None:
+    """One JSON value on stdout, in one line."""
+    print(json.dumps(value))
+
+
+def print_report(report: Report) -> None:
+    """For a person, the report of a tick that came to its end."""
+    print_line(f"{report.partition_key}: {_sentence(report)}")
+    missing = [*map(str, report.missing_user_ids), *report.missing_github_logins]
+    if missing:
+        print_line(f"  unknown, left out: {len(missing)} ({', '.join(missing[:20])})")
+
+
+def _sentence(report: Report) -> str:
+    seconds = f"{report.duration_seconds:.1f} s"
+    if report.outcome == "dry_run":
+        return (
+            f"dry run, nothing was written: {report.users_total_selected} users selected,"
+            f" {report.would_insert} of them without a job yet"
+        )
+    if report.outcome == "nothing_to_do":
+        return f"nothing to do: all {report.users_total_selected} users have their job ({seconds})"
+    return (
+        f"{report.jobs_inserted} jobs written and {report.jobs_enqueued} enqueued in {report.batches}"
+        f" batches, for {report.users_total_selected} users ({seconds})"
+    )
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[Report], None]]:
+    """Shows a tick's way: a bar on a terminal, else a log line a batch."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _log_batch
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("enqueued", total=None)
+
+        def show(report: Report) -> None:
+            bar.update(task, completed=report.jobs_enqueued, total=report.users_total_selected)
+
+        yield show
+
+
+def _log_batch(report: Report) -> None:
+    log.info(
+        "batch enqueued",
+        partition_key=report.partition_key,
+        batches=report.batches,
+        enqueued=report.jobs_enqueued,
+        selected=report.users_total_selected,
+    )

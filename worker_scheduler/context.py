@@ -1,0 +1,37 @@
+"""What a tick and reconcile work with, handed down from the entry points. It holds no state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from worker_scheduler.clock import Clock
+from worker_scheduler.ledger.database import Database
+from worker_scheduler.ledger.users import UsersRelation
+from worker_scheduler.publisher import Publisher
+from worker_scheduler.publisher.broker import BrokerState
+from worker_scheduler.report import Report
+from worker_scheduler.settings import Settings
+
+
+@dataclass(frozen=True)
+class TickContext:
+    """What a tick works with.
+
+    pause: waits so many seconds. on_progress: is shown the report after each batch.
+    requested_by: who rang, for the run's row.
+    """
+
+    settings: Settings
+    database: Database
+    publisher: Publisher
+    broker: BrokerState
+    clock: Clock
+    pause: Callable[[float], None]
+    on_progress: Callable[[Report], None]
+    requested_by: str
+
+    @property
+    def relation(self) -> UsersRelation:
+        """The application's users."""
+        return UsersRelation(self.settings.users_relation)

@@ -1,0 +1,127 @@
+"""Dispatch: claims planned batches, publishes each, marks it enqueued. It writes no job.
+
+Between claim and mark no transaction is open: the claim is a lease in the batch's row. A crash in
+between leaves the batch unsent and its lease to run out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4
+
+import structlog
+
+from worker_scheduler.clock import Clock
+from worker_scheduler.errors import StoreUnavailable
+from worker_scheduler.leases import Lease
+from worker_scheduler.ledger import batches, runs
+from worker_scheduler.ledger.batches import ClaimedBatch
+from worker_scheduler.ledger.database import Database
+from worker_scheduler.ledger.runs import Run
+from worker_scheduler.publisher import GroupMessage, JobMessage, Publisher
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Dispatcher:
+    """Dispatches batches through one publisher, `sleep_seconds` apart.
+
+    pause: waits so many seconds.
+    """
+
+    database: Database
+    publisher: Publisher
+    clock: Clock
+    lease: Lease
+    pause: Callable[[float], None]
+    sleep_seconds: float
+    identity: UUID = field(default_factory=uuid4)
+    _sent_before: bool = False
+
+    def dispatch(self, run: Run) -> Iterator[int]:
+        """Sends every unsent batch of `run`; yields the number of jobs after each.
+
+        Raises StoreUnavailable from Postgres or the broker; the batch in hand is given back.
+        """
+        while True:
+            if not self._pause_between_batches(run):
+                return
+            batch = self._claim(run)
+            if batch is None:
+                return
+            yield self._send(run, batch)
+            self._sent_before = True
+
+    def close(self, run: Run) -> None:
+        """Notes that a planned run has nothing left to send."""
+        with self.database.autocommit() as connection:
+            runs.mark_enqueued(connection, run.run_id, self.clock())
+
+    def _pause_between_batches(self, run: Run) -> bool:
+        """False where there is no batch to wait for: one that is planned in this moment is not sent
+        without its pause, but by the next call.
+        """
+        if self._sent_before and self.sleep_seconds:
+            if not self._has_unsent(run):
+                return False
+            self.pause(self.sleep_seconds)  # before the claim, since its lease is short
+        return True
+
+    def _has_unsent(self, run: Run) -> bool:
+        with self.database.autocommit() as connection:
+            return batches.has_unsent(connection, run.run_id)
+
+    def _claim(self, run: Run) -> ClaimedBatch | None:
+        now = self.clock()
+        with self.database.autocommit() as connection:
+            return batches.claim_next(connection, run.run_id, self.identity, now, self.lease.until(now))
+
+    def _send(self, run: Run, batch: ClaimedBatch) -> int:
+        with self.database.autocommit() as connection:
+            jobs = batches.jobs_of(connection, batch)
+        messages = [
+            JobMessage(
+                job_id=job.job_id,
+                user_id=job.user_id,
+                partition_key=run.partition_key,
+                triggered_by=run.triggered_by,
+                backfill_days=run.backfill_days,
+            )
+            for job in jobs
+        ]
+        try:
+            epoch = self.publisher.publish(
+                GroupMessage(
+                    group_id=batch.group_id,
+                    queue=run.kind.value,
+                    marker=f"{run.run_id}:{batch.number}:{batch.generation}",
+                    jobs=messages,
+                )
+            )
+        except BaseException:  # Ctrl-C, too: the next tick need not wait for the lease
+            self._give_back(batch)
+            raise
+        self._mark_enqueued(run, batch, epoch)
+        return len(messages)
+
+    def _mark_enqueued(self, run: Run, batch: ClaimedBatch, epoch: UUID | None) -> None:
+        with self.database.autocommit() as connection:
+            ours = batches.mark_enqueued(
+                connection, batch, self.identity, broker_epoch=epoch, now=self.clock()
+            )
+        if not ours:
+            log.warning(
+                "batch lease ran out while publishing; its messages may be doubled, its jobs not",
+                partition_key=run.partition_key,
+                batch=batch.number,
+            )
+
+    def _give_back(self, batch: ClaimedBatch) -> None:
+        try:
+            with self.database.autocommit() as connection:
+                batches.release(connection, batch, self.identity)
+        except StoreUnavailable as error:
+            # The broker's fault is the one to report; the lease frees the batch by itself.
+            log.warning("batch not given back, its lease will run out", error=str(error))

@@ -1,0 +1,116 @@
+"""Fan out: plan and dispatch one run, in turns, under its lease; for a tick and for reconcile.
+
+A chunk's rows are committed, its batches are published, and the next chunk follows. Who is in the
+run, and whether it may run at all, is decided before, by `tick.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from worker_scheduler.context import TickContext
+from worker_scheduler.dispatcher import Dispatcher
+from worker_scheduler.errors import StoreUnavailable
+from worker_scheduler.heartbeat import beating
+from worker_scheduler.ledger import batches, runs
+from worker_scheduler.ledger.plan import Chunk
+from worker_scheduler.ledger.runs import Run
+from worker_scheduler.planner import Planner
+from worker_scheduler.report import Report
+
+
+def fan_out(
+    context: TickContext, run: Run, report: Report, *, batch_size: int, sleep_seconds: float
+) -> None:
+    """Brings the run from its cursor to its last batch, and counts in `report`.
+
+    Raises StoreUnavailable, saying how far it came; the run is then free for whoever goes on.
+    """
+    lease = context.settings.lease
+
+    def renew() -> bool:
+        with context.database.autocommit() as connection:
+            return runs.renew(connection, run.run_id, lease.until(context.clock()))
+
+    dispatcher = Dispatcher(
+        database=context.database,
+        publisher=context.publisher,
+        clock=context.clock,
+        lease=context.settings.batch_lease,
+        pause=context.pause,
+        sleep_seconds=sleep_seconds,
+    )
+    planner = Planner(context.database, context.relation, context.clock)
+    try:
+        with beating(renew, lease.heartbeat_seconds, f"run {run.partition_key}"):
+            outage = _in_turns(context, planner, dispatcher, run, report, batch_size)
+    except StoreUnavailable as error:
+        outage = error
+    finally:  # Ctrl-C, too
+        _let_go(context, run, report)
+    if outage is not None:
+        raise StoreUnavailable(
+            f"{outage}; {report.jobs_inserted} jobs planned and {report.jobs_enqueued} enqueued now,"
+            " the same command again finishes it"
+        )
+
+
+def take_over(context: TickContext) -> Run | None:
+    """A run that its tick has left half done, now under our lease; None where there is none."""
+    now = context.clock()
+    with context.database.autocommit() as connection:
+        return runs.take_over(connection, now, context.settings.lease.until(now))
+
+
+def _in_turns(
+    context: TickContext,
+    planner: Planner,
+    dispatcher: Dispatcher,
+    run: Run,
+    report: Report,
+    batch_size: int,
+) -> StoreUnavailable | None:
+    """Plans to the end; returns the outage of the broker that stopped the dispatch, if one did."""
+    outage: StoreUnavailable | None = None
+    for chunk in _one_ahead(planner.chunks(run, batch_size)):
+        report.jobs_inserted += chunk.jobs
+        # After an outage of the broker the plan is still made whole: then it stands in Postgres who
+        # belongs to the partition, and only messages are missing.
+        if outage is None:
+            outage = _dispatch(context, dispatcher, run, report)
+    if outage is None:
+        dispatcher.close(run)
+    return outage
+
+
+def _one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Plans the next chunk, on a connection of its own, while the one before is being published."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner") as thread:
+        following = thread.submit(next, chunks, None)
+        while (chunk := following.result()) is not None:
+            following = thread.submit(next, chunks, None)
+            yield chunk
+
+
+def _dispatch(
+    context: TickContext, dispatcher: Dispatcher, run: Run, report: Report
+) -> StoreUnavailable | None:
+    try:
+        for jobs in dispatcher.dispatch(run):
+            report.jobs_enqueued += jobs
+            report.batches += 1
+            context.on_progress(report)
+    except StoreUnavailable as outage:
+        return outage
+    return None
+
+
+def _let_go(context: TickContext, run: Run, report: Report) -> None:
+    """Frees a run that is not at its end, and counts what it still has to send."""
+    try:
+        with context.database.autocommit() as connection:
+            runs.release(connection, run.run_id)
+            report.enqueue_failures = batches.unsent_jobs(connection, run.run_id)
+    except StoreUnavailable:
+        return  # the lease runs out by itself

@@ -1,0 +1,133 @@
+"""Connections to Postgres, and its faults in our words; it knows no table.
+
+Works behind PgBouncer in transaction mode: no session state is set, no statement is prepared on the
+server, and no session lock is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from worker_scheduler.errors import ConfigurationError, StoreUnavailable
+from worker_scheduler.ledger import tls
+from worker_scheduler.redaction import escape_control_characters, mask_passwords
+
+# Seconds and milliseconds; each can be set otherwise in the URL. Without them a host that vanishes
+# is noticed after the kernel's two hours.
+_LIBPQ_DEFAULTS = {
+    "connect_timeout": "5",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+_POOL_TIMEOUT_SECONDS = 30
+_TLS_FAULT = re.compile(r"\bSSL|certificate")
+_TABLE_OR_COLUMN_MISSING = {"42P01", "42703"}
+_NOT_ALLOWED = "42501"
+
+
+class Database:
+    """A pool of connections to the ledger's Postgres.
+
+    size: connections kept at most; one of a worker's suffices for its jobs, a tick's lock heartbeat
+    needs a second.
+    """
+
+    def __init__(self, url: str, size: int = 2) -> None:
+        parsed = make_url(url)
+        self._place = _place(parsed)
+        self._tls = tls.defaults(parsed)
+        self._engine = create_engine(
+            parsed,
+            pool_size=size,
+            max_overflow=0,
+            pool_pre_ping=True,  # a restarted Postgres costs one round trip, not one failed tick
+            pool_timeout=_POOL_TIMEOUT_SECONDS,
+            connect_args={
+                "prepare_threshold": None,  # PgBouncer in transaction mode, before its 1.21
+                "application_name": "worker_scheduler",
+                **{k: v for k, v in _LIBPQ_DEFAULTS.items() if k not in parsed.query},
+                **self._tls,
+            },
+        )
+        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction, committed at the end. Raises StoreUnavailable, ConfigurationError."""
+        with self._faults_in_our_words(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def autocommit(self) -> Iterator[Connection]:
+        """Each statement is its own transaction: a third of the round trips. Raises likewise."""
+        with self._faults_in_our_words(), self._autocommit.connect() as connection:
+            yield connection
+
+    def dispose(self) -> None:
+        """Closes every idle connection; the pool fills again when it is used."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _faults_in_our_words(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise self._translated(error) from error
+        except PoolTimeout as error:
+            # The others wait for a server that has stalled; a heartbeat must survive that.
+            raise StoreUnavailable(
+                f"Postgres at {self._place} is unavailable: no connection of {self._engine.pool.size()}"  # type: ignore[attr-defined]
+                f" became free within {_POOL_TIMEOUT_SECONDS} s"
+            ) from error
+
+    def _translated(self, error: DBAPIError) -> Exception:
+        state = getattr(error.orig, "sqlstate", None)
+        reason = _one_line(error.orig)
+        if state in _TABLE_OR_COLUMN_MISSING:
+            return ConfigurationError(
+                [f"the tables do not fit this version ({reason}): run `scheduler migrate`"]
+            )
+        if state == _NOT_ALLOWED:
+            return ConfigurationError([f"Postgres refuses this role: {reason}"])
+        if state is None and isinstance(error, ProgrammingError):
+            # The driver refused the URL itself: an option that libpq does not know.
+            return ConfigurationError([f"DATABASE_URL cannot be used: {reason}"])
+        if self._tls and state is None and _TLS_FAULT.search(reason):
+            reason = f"{reason}; {tls.SAY_OTHERWISE}"
+        if error.connection_invalidated or _is_outage(error, state):
+            return StoreUnavailable(f"Postgres at {self._place} is unavailable: {reason}")
+        return error
+
+
+def _is_outage(error: DBAPIError, state: str | None) -> bool:
+    """Whether the server, not the statement, is at fault.
+
+    SQLSTATE classes: 08 connection, 28 and 3D it does not let us in, 53 out of resources,
+    57 shut down or cancelled, 58 its disk.
+    """
+    if state is None:
+        # No SQLSTATE: the driver never had an answer.
+        return type(error.orig).__name__ in {"OperationalError", "ConnectionTimeout"}
+    return state[:2] in {"08", "28", "3D", "53", "57", "58"}
+
+
+def _place(url: URL) -> str:
+    host = url.host or url.query.get("host") or "local socket"
+    return escape_control_characters(f"{host}:{url.port or 5432}/{url.database}")
+
+
+def _one_line(error: Any) -> str:
+    # The server's sentence alone, where there is one: not its copy of the statement.
+    diagnostic = getattr(error, "diag", None)
+    error = (diagnostic and diagnostic.message_primary) or error
+    return escape_control_characters(mask_passwords(" ".join(str(error).split())))

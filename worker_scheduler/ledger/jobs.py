@@ -1,0 +1,146 @@
+"""SQL of sync_jobs after planning: claims, finishes and counts jobs. Each move is guarded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from worker_scheduler.ledger.tables import JobStatus
+
+
+@dataclass(frozen=True)
+class ClaimedJob:
+    """A job that is ours to do, under this attempt number, until its lease runs out."""
+
+    job_id: UUID
+    user_id: UUID
+    github_login: str | None
+    partition_key: str
+    triggered_by: str
+    backfill_days: int | None
+    attempt: int
+
+
+_CLAIM = text(
+    """
+    UPDATE sync_jobs SET status = 'RUNNING', attempt = attempt + 1, started_at = :now,
+        leased_until = :leased_until, not_before = NULL
+    WHERE job_id = :job_id AND status = 'PENDING' AND (not_before IS NULL OR not_before <= :now)
+    RETURNING job_id, user_id, github_login, partition_key, triggered_by, backfill_days, attempt
+    """
+)
+
+# One text a target state: an older table's status may be an enum, which a parameter would not fit.
+_FINISH = {
+    status: text(
+        f"""
+        UPDATE sync_jobs SET status = '{status}', error_message = :error_message,
+            completed_at = :now, leased_until = NULL
+        WHERE job_id = :job_id AND status = 'RUNNING' AND attempt = :attempt
+        """
+    )
+    for status in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.SKIPPED)
+}
+
+_PUT_OFF = text(
+    """
+    UPDATE sync_jobs SET status = 'PENDING', error_message = :error_message, not_before = :not_before,
+        leased_until = NULL
+    WHERE job_id = :job_id AND status = 'RUNNING' AND attempt = :attempt
+    """
+)
+
+_EXTEND_LEASE = text(
+    """
+    UPDATE sync_jobs SET leased_until = :leased_until
+    WHERE job_id = :job_id AND status = 'RUNNING' AND attempt = :attempt
+    """
+)
+
+_RUNNING_ATTEMPT = text("SELECT attempt FROM sync_jobs WHERE job_id = :job_id AND status = 'RUNNING'")
+
+_STATUS = text("SELECT CAST(status AS text) FROM sync_jobs WHERE job_id = :job_id")
+
+_COUNT = text(
+    """
+    SELECT CAST(status AS text) AS status, count(*) AS jobs FROM sync_jobs
+    WHERE partition_key = :partition_key GROUP BY 1
+    """
+)
+
+
+def claim(connection: Connection, job_id: UUID, now: datetime, leased_until: datetime) -> ClaimedJob | None:
+    """PENDING → RUNNING; None where the job is not PENDING or does not exist."""
+    row = connection.execute(
+        _CLAIM, {"job_id": job_id, "now": now, "leased_until": leased_until}
+    ).one_or_none()
+    return None if row is None else ClaimedJob(**row._mapping)
+
+
+def finish(
+    connection: Connection,
+    job: ClaimedJob,
+    status: JobStatus,
+    error_message: str | None,
+    now: datetime,
+) -> bool:
+    """RUNNING, in this attempt → `status`; False where the job is no longer ours."""
+    result = connection.execute(
+        _FINISH[status],
+        {
+            "job_id": job.job_id,
+            "attempt": job.attempt,
+            "error_message": error_message,
+            "now": now,
+        },
+    )
+    return result.rowcount == 1
+
+
+def put_off(
+    connection: Connection,
+    job: ClaimedJob,
+    *,
+    error_message: str | None,
+    not_before: datetime,
+) -> bool:
+    """RUNNING, in this attempt → PENDING, to be published anew then; False where it is not ours."""
+    result = connection.execute(
+        _PUT_OFF,
+        {
+            "job_id": job.job_id,
+            "attempt": job.attempt,
+            "error_message": error_message,
+            "not_before": not_before,
+        },
+    )
+    return result.rowcount == 1
+
+
+def extend_lease(connection: Connection, job_id: UUID, attempt: int, leased_until: datetime) -> bool:
+    """The heartbeat of one attempt; False where it is no longer the one that runs."""
+    parameters = {"job_id": job_id, "attempt": attempt, "leased_until": leased_until}
+    return connection.execute(_EXTEND_LEASE, parameters).rowcount == 1
+
+
+def running_attempt(connection: Connection, job_id: UUID) -> int | None:
+    """Which attempt at the job runs now; None where none does."""
+    attempt: int | None = connection.execute(_RUNNING_ATTEMPT, {"job_id": job_id}).scalar_one_or_none()
+    return attempt
+
+
+def status_of(connection: Connection, job_id: UUID) -> str | None:
+    """The state of a job; None where there is no such job."""
+    status: str | None = connection.execute(_STATUS, {"job_id": job_id}).scalar_one_or_none()
+    return status
+
+
+def count_by_status(connection: Connection, partition_key: str) -> dict[str, int]:
+    """Jobs of a partition by state, an older scheduler's rows included; absent states are 0."""
+    counts = {status.value: 0 for status in JobStatus}
+    for row in connection.execute(_COUNT, {"partition_key": partition_key}):
+        counts[row.status] = row.jobs
+    return counts

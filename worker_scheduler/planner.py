@@ -1,0 +1,54 @@
+"""Plan: writes a run's jobs and batches to Postgres, chunk by chunk. It publishes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from worker_scheduler.clock import Clock
+from worker_scheduler.ledger import plan
+from worker_scheduler.ledger.database import Database
+from worker_scheduler.ledger.plan import Chunk
+from worker_scheduler.ledger.runs import Run
+from worker_scheduler.ledger.users import UsersRelation
+
+_CHUNK_ROWS = 10_000
+"""Users a chunk: about 0.1 s of Postgres, so that a crash loses little and a lock is short."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans runs over one relation of users."""
+
+    database: Database
+    relation: UsersRelation
+    clock: Clock
+
+    def chunks(self, run: Run, batch_size: int) -> Iterator[Chunk]:
+        """Plans the rest of `run`; yields after each chunk's commit. Memory stays flat.
+
+        The first chunk is one batch, so that the first message need not wait for many rows.
+        Raises StoreUnavailable; what was committed stays, and the next call goes on behind it.
+        """
+        skip = run.partition_key if self._has_older_rows(run) else None
+        whole_batches = max(1, _CHUNK_ROWS // batch_size) * batch_size
+        limit = batch_size
+        while True:
+            with self.database.transaction() as connection:
+                chunk = plan.plan_chunk(
+                    connection,
+                    run_id=run.run_id,
+                    relation=self.relation,
+                    skip_older_rows_of=skip,
+                    limit=limit,
+                    batch_size=batch_size,
+                    now=self.clock(),
+                )
+            yield chunk
+            if chunk.done:
+                return
+            limit = whole_batches
+
+    def _has_older_rows(self, run: Run) -> bool:
+        with self.database.autocommit() as connection:
+            return plan.has_older_rows(connection, run.partition_key)

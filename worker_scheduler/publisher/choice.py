@@ -1,0 +1,55 @@
+"""Chooses the publisher: the atomic one where it fits, Celery's own everywhere else. It says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from celery import Celery
+from celery.signals import after_task_publish, before_task_publish
+
+from worker_scheduler.errors import ConfigurationError
+from worker_scheduler.publisher import Publisher
+from worker_scheduler.publisher.broker import BrokerState
+from worker_scheduler.publisher.group import GroupPublisher
+from worker_scheduler.publisher.redis_bulk import RedisBulkPublisher
+from worker_scheduler.settings import Settings
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which publisher is in use, and why."""
+
+    publisher: Publisher
+    name: str
+    reason: str
+
+
+def choose(app: Celery, settings: Settings, broker: BrokerState) -> Choice:
+    """By PUBLISHER. Raises ConfigurationError where redis-bulk is wanted and does not fit."""
+    obstacles = _obstacles(app, settings)
+    if settings.publisher == "redis-bulk" and obstacles:
+        raise ConfigurationError([f"PUBLISHER=redis-bulk does not fit: {obstacles[0]}; leave it at auto"])
+    if settings.publisher == "group" or obstacles:
+        reason = obstacles[0] if obstacles else "PUBLISHER=group"
+        return Choice(GroupPublisher(app, broker), "group", reason)
+    bulk = RedisBulkPublisher(app, settings.broker_url, settings.redis_key_prefix)
+    return Choice(bulk, "redis-bulk", "a plain Redis list, JSON, protocol 2")
+
+
+def _obstacles(app: Celery, settings: Settings) -> list[str]:
+    """Why a message's text cannot simply be copied with other ids."""
+    conf = app.conf
+    checks = {
+        "the broker is not Redis": not settings.broker_is_redis,
+        "task_serializer is not json": conf.task_serializer != "json",
+        "task_protocol is not 2": conf.task_protocol != 2,
+        "task_compression is set": bool(conf.task_compression),
+        "messages have priorities": conf.task_default_priority is not None
+        or conf.task_queue_max_priority is not None,
+        "task_send_sent_event is on": bool(conf.task_send_sent_event),
+        # Tracing libraries hang here; each message would need its own call.
+        "a handler of before_task_publish or after_task_publish is connected": bool(
+            before_task_publish.receivers or after_task_publish.receivers
+        ),
+    }
+    return [reason for reason, applies in checks.items() if applies]

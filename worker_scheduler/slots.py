@@ -1,0 +1,82 @@
+"""Slots and partitions: when the daily cron is due, and which key a run has. It asks nobody the time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+from celery.schedules import crontab
+
+DAILY_PREFIX = "daily:"
+PARTITION_KEY = re.compile(r"[A-Za-z0-9._:-]{1,200}")
+CAMPAIGN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def daily_partition(day: date) -> str:
+    """`daily:2026-11-23`."""
+    return f"{DAILY_PREFIX}{day.isoformat()}"
+
+
+def backfill_partition(day: date, backfill_days: int, campaign: str | None) -> str:
+    """`backfill:2026-11-23:30d`, with `:campaign` at its end where there is one."""
+    suffix = "" if campaign is None else f":{campaign}"
+    return f"backfill:{day.isoformat()}:{backfill_days}d{suffix}"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A point in time at which the cron says that the run of a local date is due."""
+
+    due_at: datetime
+    day: date
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """A cron in a time zone. Raises ValueError where either cannot be read."""
+
+    cron: str
+    timezone: str
+
+    def slots(self, after: datetime, until: datetime) -> list[Slot]:
+        """The slots with after < due_at <= until, in the order of time.
+
+        A wall time that a spring gap skips counts as the one that many minutes later, and one that
+        autumn repeats counts once, the first time: so Celery's own crontab rings, too.
+        """
+        zone = ZoneInfo(self.timezone)
+        fields = crontab.from_string(self.cron)
+        day = after.astimezone(zone).date() - timedelta(days=1)
+        last = until.astimezone(zone).date()
+        found: set[Slot] = set()
+        while day <= last:
+            if _matches(fields, day):
+                found.update(Slot(due_at=at, day=day) for at in _times(fields, day, zone))
+            day += timedelta(days=1)
+        return sorted((s for s in found if after < s.due_at <= until), key=lambda s: (s.due_at, s.day))
+
+    def latest(self, until: datetime) -> Slot | None:
+        """The latest slot at or before `until`; None where the last eight years have none."""
+        for days in (2, 32, 367, 8 * 366):  # 29 February may be eight years away
+            slots = self.slots(until - timedelta(days=days), until)
+            if slots:
+                return slots[-1]
+        return None
+
+
+def _matches(fields: crontab, day: date) -> bool:
+    return (
+        day.month in fields.month_of_year
+        and day.day in fields.day_of_month
+        and day.isoweekday() % 7 in fields.day_of_week
+    )
+
+
+def _times(fields: crontab, day: date, zone: ZoneInfo) -> Iterator[datetime]:
+    for hour in fields.hour:
+        for minute in fields.minute:
+            # fold=0: the first of two, and in a gap the offset before it, which moves the time on.
+            yield datetime.combine(day, time(hour, minute), tzinfo=zone).astimezone(UTC)

@@ -1,0 +1,157 @@
+"""The Celery tasks, thin: they hand over to `tick` and `worker`, and hold no rule of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery import Task
+from celery.signals import beat_init, celeryd_after_setup, celeryd_init, worker_ready, worker_shutdown
+from celery.worker import state as worker_state
+
+from worker_scheduler import catch_up, logs, options, reconciler, tick, wiring
+from worker_scheduler.celery_app import BACKFILL, DAILY_TICK, RECONCILE, app
+from worker_scheduler.errors import ConfigurationError, SchedulerError, StoreUnavailable
+from worker_scheduler.handler import load_handler
+from worker_scheduler.heartbeat import beating
+from worker_scheduler.publisher.group import SYNC_USER
+from worker_scheduler.report import Report
+from worker_scheduler.settings import load
+from worker_scheduler.worker import process_worker
+
+log = structlog.get_logger(__name__)
+
+_JOB_QUEUES = {"daily", "backfill"}
+_TICK_OPTIONS: dict[str, Any] = {
+    "bind": True,
+    "shared": False,
+    # Logged in one line, not as a traceback: an operator can mend these.
+    "throws": (SchedulerError,),
+    # A store that is away for a while: the same tick again, which goes on where it stopped.
+    "autoretry_for": (StoreUnavailable,),
+    "retry_backoff": 10,
+    "retry_backoff_max": 300,
+    "max_retries": 12,
+}
+
+
+@app.task(name=DAILY_TICK, **_TICK_OPTIONS)
+def daily_tick(self: Task, date: str | None = None, **given: Any) -> dict[str, Any]:
+    """With a date `scheduler daily`; without one, what is due. Raises what the command would end with."""
+    parsed = options.parse_daily({"date": date, **given})
+    with wiring.tick_context(_requested_by(self), _log_progress) as context:
+        if parsed.date is not None:
+            return _result(tick.daily(context, parsed))
+        reports = catch_up.ring(context, parsed)
+        return [_result(report) for report in reports][-1] if reports else {"outcome": "nothing_to_do"}
+
+
+@app.task(name=BACKFILL, **_TICK_OPTIONS)
+def backfill(self: Task, **given: Any) -> dict[str, Any]:
+    """`scheduler backfill`, as a task. Raises what the command would end with."""
+    parsed = options.parse_backfill(given)
+    with wiring.tick_context(_requested_by(self), _log_progress) as context:
+        return _result(tick.backfill(context, parsed))
+
+
+@app.task(name=RECONCILE, bind=True, shared=False, throws=(SchedulerError,))
+def reconcile(self: Task) -> dict[str, Any]:
+    """`scheduler reconcile`, as a task. What an outage stopped, the next ring does."""
+    with wiring.tick_context(_requested_by(self), _log_progress) as context:
+        return reconciler.reconcile(context).as_json()
+
+
+@app.task(name=SYNC_USER, bind=True, shared=False, throws=(SchedulerError,))
+def sync_user(
+    self: Task,
+    user_id: str,
+    partition_key: str,
+    triggered_by: str,
+    backfill_days: int | None = None,
+) -> None:
+    """Does one job: the one whose id is the task's id. Its row, not the message, says what it is."""
+    try:
+        job_id = UUID(self.request.id)
+    except ValueError:
+        log.warning("message ignored, its task id is no job id", task_id=self.request.id)
+        return
+    process_worker().run(job_id, load_handler(load().sync_handler))
+
+
+def _result(report: Report) -> dict[str, Any]:
+    _log_end(report)
+    if report.failure is not None:
+        raise report.failure
+    return report.as_json()
+
+
+def _log_end(report: Report) -> None:
+    level = {"refused": "error", "failed": "error", "already_running": "warning"}
+    getattr(log, level.get(report.outcome, "info"))(
+        f"tick {report.outcome}",
+        partition_key=report.partition_key,
+        users=report.users_total_selected,
+        inserted=report.jobs_inserted,
+        enqueued=report.jobs_enqueued,
+        batches=report.batches,
+        seconds=round(report.duration_seconds, 3),
+        **({} if report.ended_by is None else {"reason": str(report.ended_by)}),
+    )
+
+
+def _requested_by(task: Task) -> str:
+    return f"task {task.request.id}"
+
+
+def _log_progress(report: Report) -> None:
+    log.info(
+        "batch enqueued",
+        partition_key=report.partition_key,
+        batches=report.batches,
+        enqueued=report.jobs_enqueued,
+        selected=report.users_total_selected,
+    )
+
+
+@celeryd_init.connect
+@beat_init.connect
+def _configure_logging(**_: Any) -> None:
+    logs.configure(load().log_level)
+
+
+@celeryd_after_setup.connect
+def _refuse_jobs_without_handler(instance: Any, **_: Any) -> None:
+    """A worker of jobs that could do none must not start: it would fail every job it takes."""
+    if not _JOB_QUEUES & set(instance.app.amqp.queues.consume_from):
+        return
+    try:
+        load_handler(load().sync_handler)
+    except ConfigurationError as error:
+        print(f"worker_scheduler: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(error.exit_status) from None
+
+
+_keeping_leases = ExitStack()
+
+
+@worker_ready.connect
+def _keep_leases(**_: Any) -> None:
+    keeper = wiring.lease_keeper(_active_jobs)
+    _keeping_leases.callback(keeper.database.dispose)
+    _keeping_leases.enter_context(beating(keeper.beat, keeper.lease.heartbeat_seconds, "active jobs"))
+
+
+@worker_shutdown.connect
+def _stop_keeping_leases(**_: Any) -> None:
+    _keeping_leases.close()
+
+
+def _active_jobs() -> Iterator[UUID]:
+    for request in tuple(worker_state.active_requests):
+        if request.name == SYNC_USER:
+            with suppress(ValueError):
+                yield UUID(request.id)

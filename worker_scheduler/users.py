@@ -1,0 +1,84 @@
+"""Decides who is in a partition: everyone, or the users a backfill names. It writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from worker_scheduler.errors import Refused
+from worker_scheduler.ledger import users as users_sql
+from worker_scheduler.ledger.database import Database
+from worker_scheduler.ledger.users import UsersRelation
+from worker_scheduler.redaction import escape_control_characters
+
+_NAMED_AT_MOST = 20
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Who is in. user_ids: None means every user; total: how many that is now."""
+
+    user_ids: tuple[UUID, ...] | None
+    total: int
+    missing_user_ids: tuple[UUID, ...] = ()
+    missing_github_logins: tuple[str, ...] = ()
+
+
+def select_everyone(database: Database, relation: UsersRelation) -> Selection:
+    """Every user there is."""
+    with database.autocommit() as connection:
+        return Selection(user_ids=None, total=users_sql.count(connection, relation))
+
+
+def select_named(
+    database: Database,
+    relation: UsersRelation,
+    user_ids: Sequence[UUID],
+    github_logins: Sequence[str],
+) -> Selection:
+    """The named users; one who is named by id and by login counts once."""
+    with database.autocommit() as connection:
+        by_id = users_sql.find_by_ids(connection, relation, user_ids)
+        by_login = users_sql.find_by_logins(connection, relation, github_logins)
+    found_ids, found_logins = set(by_id), {login for login, _ in by_login}
+    selected = found_ids | {user_id for _, user_id in by_login}
+    return Selection(
+        user_ids=tuple(sorted(selected)),
+        total=len(selected),
+        missing_user_ids=tuple(i for i in user_ids if i not in found_ids),
+        missing_github_logins=tuple(name for name in github_logins if name not in found_logins),
+    )
+
+
+def refuse_unknown(selection: Selection, allow_missing: bool) -> None:
+    """Raises Refused where a named user does not exist, or where nobody is left."""
+    missing = [str(user_id) for user_id in selection.missing_user_ids]
+    missing += [escape_control_characters(login) for login in selection.missing_github_logins]
+    if missing and not allow_missing:
+        named = ", ".join(missing[:_NAMED_AT_MOST])
+        more = f" and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
+        raise Refused(
+            f"{len(missing)} unknown users: {named}{more};"
+            " correct them, or leave them out with --allow-missing"
+        )
+    if missing and not selection.total:
+        raise Refused(f"none of the {len(missing)} named users exists, nothing is left to enqueue")
+
+
+def refuse_too_many(selection: Selection, max_enqueued_jobs: int) -> None:
+    """Raises Refused where more users are selected than a tick may enqueue."""
+    if selection.total > max_enqueued_jobs:
+        raise Refused(
+            f"{selection.total} users selected, more than MAX_ENQUEUED_JOBS={max_enqueued_jobs}:"
+            " raise it, or choose fewer users"
+        )
+
+
+def refuse_unconfirmed(selection: Selection, backfill_max_users: int, confirmed: bool) -> None:
+    """Raises Refused where a backfill is larger than what goes without asking."""
+    if selection.total > backfill_max_users and not confirmed:
+        raise Refused(
+            f"{selection.total} users selected, more than BACKFILL_MAX_USERS={backfill_max_users}:"
+            " confirm with --confirm or BACKFILL_CONFIRM=1"
+        )

@@ -1,0 +1,59 @@
+"""Puts the parts together for the entry points: CLI and tasks. The only place with the real clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from worker_scheduler.celery_app import app
+from worker_scheduler.clock import utc_now
+from worker_scheduler.context import TickContext
+from worker_scheduler.lease_keeper import LeaseKeeper
+from worker_scheduler.ledger.database import Database
+from worker_scheduler.publisher.broker import BrokerState, OpaqueBroker, RedisBroker
+from worker_scheduler.publisher.choice import choose
+from worker_scheduler.report import Report
+from worker_scheduler.settings import Settings, load
+
+
+@contextmanager
+def tick_context(requested_by: str, on_progress: Callable[[Report], None]) -> Iterator[TickContext]:
+    """What a tick works with, its connections closed at the end. Raises ConfigurationError."""
+    settings = load()
+    broker = broker_state(settings)
+    # The planner, the dispatcher, and the heartbeats of the lock and of the run.
+    database = open_database(settings, size=4)
+    try:
+        yield TickContext(
+            settings=settings,
+            database=database,
+            publisher=choose(app, settings, broker).publisher,
+            broker=broker,
+            clock=utc_now,
+            pause=time.sleep,
+            on_progress=on_progress,
+            requested_by=requested_by,
+        )
+    finally:
+        database.dispose()
+
+
+def broker_state(settings: Settings) -> BrokerState:
+    """What can be seen of the broker's data."""
+    if settings.broker_is_redis:
+        return RedisBroker(settings.broker_url, settings.redis_key_prefix)
+    return OpaqueBroker()
+
+
+def open_database(settings: Settings, size: int) -> Database:
+    """The ledger's database, not connected yet."""
+    return Database(settings.database_url.get_secret_value(), size=size)
+
+
+def lease_keeper(active: Callable[[], Iterable[UUID]]) -> LeaseKeeper:
+    """The heartbeat of a worker's main process over its pool's active jobs."""
+    settings = load()
+    database = open_database(settings, size=1)
+    return LeaseKeeper(database=database, clock=utc_now, lease=settings.lease, active=active)
