@@ -328,6 +328,7 @@ class LedgerMachine(RuleBasedStateMachine):
         job_id = held[pick % len(held)].job_id
         self.now += LEASE
         self.the_dead_are_found()
+        self.the_tables_say_what_the_model_says()  # each move is looked at by itself
         self.claim(job_id)
 
     def claim(self, job_id: UUID) -> None:

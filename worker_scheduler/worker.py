@@ -216,7 +216,7 @@ class Worker:
         """Repeats a guarded step, which may have happened although its answer was lost."""
         for attempt in Retrying(
             retry=retry_if_exception_type(StoreUnavailable),
-            wait=wait_exponential_jitter(initial=0.2, max=15),
+            wait=wait_exponential_jitter(multiplier=0.2, max=15),
             stop=stop_after_delay(_PATIENCE_SECONDS),
             before_sleep=lambda state: log.warning(
                 "waiting for Postgres", error=str(state.outcome and state.outcome.exception())

@@ -72,7 +72,7 @@ class RedisBulkPublisher:
         try:
             for attempt in Retrying(
                 retry=retry_if_exception_type((RedisConnectionError, RedisTimeoutError)),
-                wait=wait_exponential_jitter(initial=0.1, max=1),
+                wait=wait_exponential_jitter(multiplier=0.1, max=1),
                 stop=stop_after_attempt(3),
                 reraise=True,
             ):
