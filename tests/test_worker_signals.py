@@ -141,10 +141,12 @@ def test_soft_shutdown_lets_a_short_job_end(sent: str, site: Site) -> None:
     assert (job["status"], job["attempt"]) == ("COMPLETED", 1)
 
 
-def test_soft_shutdown_hands_a_long_job_back(site: Site) -> None:
-    with site.worker("until_told", "worker.soft_shutdown_timeout=1") as worker:
+@pytest.mark.parametrize("sent", ["SIGQUIT", "SIGTERM"])
+def test_soft_shutdown_hands_a_long_job_back(sent: str, site: Site) -> None:
+    remapped = {"REMAP_SIGTERM": "SIGQUIT"} if sent == "SIGTERM" else {}
+    with site.worker("until_told", "worker.soft_shutdown_timeout=1", **remapped) as worker:
         site.wait_for_attempt(1)
-        worker.send(signal.SIGQUIT)
+        worker.send(signal.Signals[sent])
         began = datetime.now(UTC)
         job = site.wait_for("PENDING")
         worker.wait(30)

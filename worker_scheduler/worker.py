@@ -39,8 +39,10 @@ _PATIENCE_SECONDS = 600.0
 
 _FIRST_BACKOFF_SECONDS = 30.0
 _LONGEST_BACKOFF_SECONDS = 3600.0
-_TERMINATED = -(256 - signal.SIGTERM)
-"""The code with which billiard's SIGTERM handler calls sys.exit() in a process of the pool."""
+_TERMINATED = {-(256 - signal.SIGTERM), -(256 - signal.SIGQUIT)}
+"""The codes with which billiard ends a process of the pool: by SIGTERM, and by SIGQUIT where
+REMAP_SIGTERM=SIGQUIT makes that its signal.
+"""
 
 _Result = TypeVar("_Result")
 
@@ -241,7 +243,7 @@ def _backoff(attempt: int) -> timedelta:
 
 
 def _is_termination(error: BaseException) -> bool:
-    return isinstance(error, SystemExit) and error.code == _TERMINATED
+    return isinstance(error, SystemExit) and error.code in _TERMINATED
 
 
 def _text_of(error: BaseException) -> str:
