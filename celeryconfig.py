@@ -48,9 +48,10 @@ if _settings.broker_is_redis:
     broker_transport_options = {
         # A worker asks the queues in their order instead of in turns.
         "queue_order_strategy": "priority",
-        # Seconds after which a message that a dead worker held is delivered again. To a job that
-        # takes longer this does nothing: its second delivery finds it claimed.
-        "visibility_timeout": 3600,
+        # Seconds after which a message that a dead worker held is delivered again, looked for each
+        # 10 s. To a job that takes longer this does nothing: its second delivery finds it claimed.
+        "visibility_timeout": _settings.visibility_timeout_seconds,
+        "unacked_restore_throttle": 1,  # at each look; else at each tenth
         # A stalled or vanished Redis is an error after this many seconds, not a hang for ever.
         "socket_timeout": 15,
         "socket_connect_timeout": 5,

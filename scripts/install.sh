@@ -22,9 +22,11 @@ print(sys._base_executable)' 2>/dev/null && return
     return 1
 }
 
-# hatchling, which builds the project, is in the lock: --no-build-isolation fetches no other.
+# The lock names every package, so --no-deps: left to resolve "coverage[toml]", pip tries a release
+# newer than the lock's, and stops because that one has no hash. hatchling, which builds the project,
+# is in the lock too: --no-build-isolation fetches no other.
 install_with() {
-    "$@" --quiet --require-hashes -r requirements.lock &&
+    "$@" --quiet --no-deps --require-hashes -r requirements.lock &&
         "$@" --quiet --no-deps --no-build-isolation --editable .
 }
 

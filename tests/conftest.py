@@ -14,7 +14,7 @@ from redis import Redis
 
 from tests.support.application import fresh_app
 from tests.support.command_line import Outcome, in_this_process
-from tests.support.databases import new_database, url_of
+from tests.support.databases import new_database, pooled, url_of
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
 from worker_scheduler import embedded
@@ -25,6 +25,8 @@ hypothesis_settings.register_profile("tests", deadline=None)
 hypothesis_settings.load_profile("tests")
 
 GIVEN = {name: os.environ.get(name) for name in ("DATABASE_URL", "REDIS_URL")}
+POOLER = os.environ.get("TEST_POOLER")
+"""host:port of a PgBouncer before the given Postgres; the tests' own connections go through it."""
 _database_numbers = count(1)
 
 
@@ -62,14 +64,14 @@ def migrated_template(servers: embedded.Servers) -> Iterator[str]:
 def database_url(servers: embedded.Servers, migrated_template: str) -> Iterator[str]:
     """A database of the test's own, with our tables and no users."""
     with new_database(servers.database_url, migrated_template) as name:
-        yield url_of(servers.database_url, name)
+        yield pooled(url_of(servers.database_url, name), POOLER)
 
 
 @pytest.fixture
 def empty_database_url(servers: embedded.Servers) -> Iterator[str]:
     """A database of the test's own, with nothing in it."""
     with new_database(servers.database_url) as name:
-        yield url_of(servers.database_url, name)
+        yield pooled(url_of(servers.database_url, name), POOLER)
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def nothing_written(ledger: Ledger, broker: Broker) -> bool:
 
 
 def bad_input(scheduler: Scheduler, *arguments: str) -> str:
-    """The one line with which a command ends for bad input; `--json` has the same."""
+    """The lines, one a fault, with which a command ends for bad input; `--json` has the same."""
     outcome = scheduler(*arguments)
     assert outcome.status == 2, outcome
     assert outcome.stdout == ""
@@ -78,8 +78,9 @@ def bad_input(scheduler: Scheduler, *arguments: str) -> str:
     assert as_json.stderr == outcome.stderr
     assert as_json.report["outcome"] == "refused"
     assert as_json.report["mode"] == arguments[0]
-    assert as_json.report["error"] == outcome.error
-    return outcome.error
+    said = "; ".join(outcome.errors)
+    assert as_json.report["error"] == said
+    return said
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_results_go_to_stdout_and_logs_to_stderr(environment: dict[str, str], le
     outcome = as_process(environment, "daily", "--date", DAY)
     assert outcome.status == 0
     assert re.fullmatch(
-        rf"{KEY}: 3 jobs written and 3 enqueued in 1 batches, for 3 users \(\d+\.\d s\)\n", outcome.stdout
+        rf"{KEY}: 3 jobs written and 3 enqueued in 1 batch, for 3 users \(\d+\.\d s\)\n", outcome.stdout
     )
     assert outcome.errors == []
     (logged,) = outcome.stderr.splitlines()
@@ -272,6 +272,9 @@ def test_redis_is_away(scheduler: Scheduler, ledger: Ledger, monkeypatch: pytest
     assert "the broker at 'redis://***@127.0.0.1:1/0' is unavailable" in outcome.error
     assert "250 jobs planned and 0 enqueued" in outcome.error
     assert "secret" not in outcome.stdout + outcome.stderr
+    # What is written but not sent, a dry run counts too.
+    rehearsed = scheduler("daily", "--date", DAY, "--dry-run", "--json").report
+    assert (rehearsed["would_insert"], rehearsed["would_enqueue"]) == (0, 250)
 
 
 def test_an_interrupted_tick_says_that_it_can_go_on(

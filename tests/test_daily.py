@@ -201,10 +201,10 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
     assert outcome.status == 0
     assert outcome.report["outcome"] == "dry_run"
     assert outcome.report["users_total_selected"] == 14
-    assert outcome.report["would_insert"] == 4
+    assert (outcome.report["would_insert"], outcome.report["would_enqueue"]) == (4, 4)
     assert outcome.report["jobs_inserted"] == outcome.report["jobs_enqueued"] == 0
     assert (
-        "14 users selected, 4 of them without a job"
+        "14 users selected, 4 of them without a job yet; 4 jobs would be enqueued"
         in scheduler("daily", "--date", DAY, "--dry-run").stdout
     )
     assert ledger.everything() == before

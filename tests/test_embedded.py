@@ -19,9 +19,11 @@ from worker_scheduler import embedded
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the servers as another user")
 
+# A background job of a shell ignores SIGINT, and so would what it starts.
 CALLER = """
-import psycopg, sys
+import psycopg, signal, sys
 from worker_scheduler.embedded import servers
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with servers() as started, psycopg.connect(started.database_url) as connection:
     print(connection.execute("SHOW data_directory").fetchone()[0], flush=True)
     sys.stdin.read()
@@ -78,10 +80,13 @@ def test_both_answer_as_configured_and_leave_nothing() -> None:
                 "SELECT current_setting('server_encoding'), datcollate, current_setting('fsync')"
                 " FROM pg_database WHERE datname = current_database()"
             ).fetchone()
+            # The versions of docs/matrix.md's first row.
+            assert connection.info.server_version // 10_000 == 18
         assert row == ("UTF8", "C", "off")
         with Redis.from_url(servers.redis_url) as redis:
             assert redis.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
             assert redis.config_get("save") == {"save": ""}
+            assert redis.info("server")["valkey_version"].startswith("9.")
         folder = data_directory(servers).parent
         started = descendants(os.getpid()) - before
         assert len(started) > 2

@@ -41,7 +41,7 @@ def test_the_worker_takes_every_queue() -> None:
     assert words[0] == "REMAP_SIGTERM=SIGQUIT"
 
 
-@pytest.mark.parametrize(("name", "ready"), [("worker", "ready."), ("beat", "beat: Starting")])
+@pytest.mark.parametrize(("name", "ready"), [("worker", "ready."), ("beat", "beat: Acquired lock")])
 def test_it_starts_and_stops_at_sigterm_within_30_seconds(
     name: str, ready: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -55,4 +55,6 @@ def test_it_starts_and_stops_at_sigterm_within_30_seconds(
         # To all of its processes, as Heroku does it.
         os.killpg(dyno.pid, signal.SIGTERM)
         dyno.wait(30)
-    assert "Traceback" not in dyno.log()
+    # Celery's handlers stop pool and scheduler inside of the signal, and what they interrupt may
+    # print a traceback of Celery's own (docs/reliability.md); none may come from here.
+    assert f'File "{ROOT}/worker_scheduler/' not in dyno.log()

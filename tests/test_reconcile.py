@@ -139,12 +139,12 @@ class OvertakenBroker:
         self._overtake()
         return epoch
 
-    def holds_nothing(self, queue: str) -> bool:
-        nothing = self._broker.holds_nothing(queue)
+    def depth(self, queue: str) -> int | None:
+        depth = self._broker.depth(queue)
         self.looks += 1
         if self.looks == 2:
             self._overtake()
-        return nothing
+        return depth
 
     def _overtake(self) -> None:
         if not self.overtaken:

@@ -136,7 +136,7 @@ REFUSED: list[tuple[str, dict[str, object], str, str]] = [
         "scheduler.backfill",
         {"backfill_days": 1, "github_logins": ["nobody"]},
         "Refused",
-        "1 unknown users: nobody",
+        "1 unknown user: nobody",
     ),
     ("scheduler.backfill", {"backfill_days": 1, "confirm": "yes"}, "BadInput", "--confirm='yes'"),
     ("scheduler.backfill", {"backfill_days": 1, "partition_key": "daily:x"}, "BadInput", "--partition-key"),

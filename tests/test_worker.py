@@ -234,7 +234,8 @@ class TestStarting:
         ("handler", "reason"),
         [
             ("tests.support.handlers:missing", "cannot be imported.*missing"),
-            ("tests.support.no_such_module:handle", "cannot be imported.*no_such_module"),
+            ("tests.support.no_such_module:handle", "cannot be imported.*no_such_module.*PYTHONPATH=."),
+            ("tests.support.broken_module:handle", "cannot be imported: RuntimeError: no\\\\nkey"),
             ("tests.support.handlers:not_a_function", "is no plain function"),
             ("tests.support.handlers:coroutine", "is no plain function"),
         ],

@@ -16,6 +16,7 @@ from worker_scheduler.settings import load
 DAILY_TICK = "scheduler.daily_tick"
 BACKFILL = "scheduler.backfill"
 RECONCILE = "scheduler.reconcile"
+DISPATCH = "scheduler.dispatch"
 DAILY_TICK_ENTRY = "daily-tick"
 """The name of the daily tick in RedBeat's schedule."""
 RECONCILE_ENTRY = "reconcile"

@@ -19,7 +19,9 @@ class TickContext:
     """What a tick works with.
 
     pause: waits so many seconds. on_progress: is shown the report after each batch.
-    requested_by: who rang, for the run's row.
+    requested_by: who rang, for the run's row. patient: whether dispatch waits while the queue is full;
+    else it leaves the rest to a later pass. call_dispatchers: asks for so many more dispatchers of the
+    run of a partition.
     """
 
     settings: Settings
@@ -30,6 +32,8 @@ class TickContext:
     pause: Callable[[float], None]
     on_progress: Callable[[Report], None]
     requested_by: str
+    call_dispatchers: Callable[[str, int], None]
+    patient: bool = True
 
     @property
     def relation(self) -> UsersRelation:

@@ -20,15 +20,19 @@ from worker_scheduler.ledger.batches import ClaimedBatch
 from worker_scheduler.ledger.database import Database
 from worker_scheduler.ledger.runs import Run
 from worker_scheduler.publisher import GroupMessage, JobMessage, Publisher
+from worker_scheduler.room import Room
+
+_LOOK_SECONDS = 0.5
+"""Between two looks at a queue that is full."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass
 class Dispatcher:
-    """Dispatches batches through one publisher, `sleep_seconds` apart.
+    """Dispatches batches through one publisher, `sleep_seconds` apart, while the queue has room.
 
-    pause: waits so many seconds.
+    pause: waits so many seconds. patient: whether it waits for room, or leaves the rest.
     """
 
     database: Database
@@ -37,16 +41,18 @@ class Dispatcher:
     lease: Lease
     pause: Callable[[float], None]
     sleep_seconds: float
+    room: Room
+    patient: bool
     identity: UUID = field(default_factory=uuid4)
     _sent_before: bool = False
 
     def dispatch(self, run: Run) -> Iterator[int]:
-        """Sends every unsent batch of `run`; yields the number of jobs after each.
+        """Sends every unsent batch of `run` for which there is room; yields the number of jobs of each.
 
         Raises StoreUnavailable from Postgres or the broker; the batch in hand is given back.
         """
         while True:
-            if not self._pause_between_batches(run):
+            if not self._pause_between_batches(run) or not self._wait_for_room(run):
                 return
             batch = self._claim(run)
             if batch is None:
@@ -55,7 +61,7 @@ class Dispatcher:
             self._sent_before = True
 
     def close(self, run: Run) -> None:
-        """Notes that a planned run has nothing left to send."""
+        """Notes that a planned run has nothing left to send; does nothing where it has."""
         with self.database.autocommit() as connection:
             runs.mark_enqueued(connection, run.run_id, self.clock())
 
@@ -64,12 +70,24 @@ class Dispatcher:
         without its pause, but by the next call.
         """
         if self._sent_before and self.sleep_seconds:
-            if not self._has_unsent(run):
+            if not self.has_unsent(run):
                 return False
             self.pause(self.sleep_seconds)  # before the claim, since its lease is short
         return True
 
-    def _has_unsent(self, run: Run) -> bool:
+    def _wait_for_room(self, run: Run) -> bool:
+        """False where there is nothing left to wait with, or no patience to wait."""
+        if self.room.free(run.kind.value):
+            return True
+        log.info("queue is full, dispatch waits", queue=run.kind.value, partition_key=run.partition_key)
+        while self.patient and self.has_unsent(run):
+            self.pause(_LOOK_SECONDS)
+            if self.room.free(run.kind.value):
+                return True
+        return False
+
+    def has_unsent(self, run: Run) -> bool:
+        """Whether a batch of the run is not enqueued, in somebody else's hands perhaps."""
         with self.database.autocommit() as connection:
             return batches.has_unsent(connection, run.run_id)
 

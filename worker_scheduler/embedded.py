@@ -168,14 +168,14 @@ class _Starter:
     def serve(self, command: Sequence[str], ready: str, stop_signal: signal.Signals) -> int:
         """Run a server on a free port, until the stack is closed; returns its port."""
         for attempts_left in reversed(range(PORT_ATTEMPTS)):
-            port = _free_port()
+            port = free_port()
             process, log = self._popen([*command, str(port)])
             self.stack.callback(_stop, process, stop_signal)
             deadline = time.monotonic() + START_DEADLINE_SECONDS
             # Its own log, not a connection: on a port that was just lost, somebody else answers.
             while ready not in log.read_text(errors="replace"):
                 if process.poll() is not None:
-                    # Between _free_port and here, somebody else may have taken the port.
+                    # Between free_port and here, somebody else may have taken the port.
                     if attempts_left and "in use" in log.read_text(errors="replace"):
                         break
                     raise EmbeddedError(f"{log.stem} did not start: {_tail(log)}")
@@ -262,7 +262,8 @@ def _copy(wheel: Path, target: Path) -> Path:
     return target / wheel.name
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens on now; somebody else may be quicker to take it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -18,6 +18,10 @@ from worker_scheduler.ledger.plan import Chunk
 from worker_scheduler.ledger.runs import Run
 from worker_scheduler.planner import Planner
 from worker_scheduler.report import Report
+from worker_scheduler.room import Room
+
+_LOOK_SECONDS = 0.1
+"""Between two looks at batches that others dispatch."""
 
 
 def fan_out(
@@ -33,15 +37,9 @@ def fan_out(
         with context.database.autocommit() as connection:
             return runs.renew(connection, run.run_id, lease.until(context.clock()))
 
-    dispatcher = Dispatcher(
-        database=context.database,
-        publisher=context.publisher,
-        clock=context.clock,
-        lease=context.settings.batch_lease,
-        pause=context.pause,
-        sleep_seconds=sleep_seconds,
-    )
+    dispatcher = dispatcher_of(context, sleep_seconds)
     planner = Planner(context.database, context.relation, context.clock)
+    unsent_before = _unsent_jobs(context, run)
     try:
         with beating(renew, lease.heartbeat_seconds, f"run {run.partition_key}"):
             outage = _in_turns(context, planner, dispatcher, run, report, batch_size)
@@ -49,11 +47,28 @@ def fan_out(
         outage = error
     finally:  # Ctrl-C, too
         _let_go(context, run, report)
+    if context.settings.dispatch_concurrency > 1:
+        # What the others have sent is this tick's too.
+        report.jobs_enqueued = unsent_before + report.jobs_inserted - report.enqueue_failures
     if outage is not None:
         raise StoreUnavailable(
             f"{outage}; {report.jobs_inserted} jobs planned and {report.jobs_enqueued} enqueued now,"
             " the same command again finishes it"
         )
+
+
+def dispatcher_of(context: TickContext, sleep_seconds: float) -> Dispatcher:
+    """A dispatcher of this process."""
+    return Dispatcher(
+        database=context.database,
+        publisher=context.publisher,
+        clock=context.clock,
+        lease=context.settings.batch_lease,
+        pause=context.pause,
+        sleep_seconds=sleep_seconds,
+        room=Room(context.broker, context.settings.max_queue_depth),
+        patient=context.patient,
+    )
 
 
 def take_over(context: TickContext) -> Run | None:
@@ -73,15 +88,32 @@ def _in_turns(
 ) -> StoreUnavailable | None:
     """Plans to the end; returns the outage of the broker that stopped the dispatch, if one did."""
     outage: StoreUnavailable | None = None
+    others = context.settings.dispatch_concurrency - 1
     for chunk in _one_ahead(planner.chunks(run, batch_size)):
         report.jobs_inserted += chunk.jobs
+        if chunk.jobs and others:
+            context.call_dispatchers(run.partition_key, others)
+            others = 0
         # After an outage of the broker the plan is still made whole: then it stands in Postgres who
         # belongs to the partition, and only messages are missing.
         if outage is None:
             outage = _dispatch(context, dispatcher, run, report)
+    if outage is None and context.settings.dispatch_concurrency > 1:
+        outage = _await_the_others(context, dispatcher, run, report)
     if outage is None:
         dispatcher.close(run)
     return outage
+
+
+def _await_the_others(
+    context: TickContext, dispatcher: Dispatcher, run: Run, report: Report
+) -> StoreUnavailable | None:
+    """Until the batches in other dispatchers' hands are out, or free again and dispatched here."""
+    while context.patient and dispatcher.has_unsent(run):
+        context.pause(_LOOK_SECONDS)
+        if (outage := _dispatch(context, dispatcher, run, report)) is not None:
+            return outage
+    return None
 
 
 def _one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -106,11 +138,16 @@ def _dispatch(
     return None
 
 
+def _unsent_jobs(context: TickContext, run: Run) -> int:
+    with context.database.autocommit() as connection:
+        return batches.unsent_jobs(connection, run.run_id)
+
+
 def _let_go(context: TickContext, run: Run, report: Report) -> None:
     """Frees a run that is not at its end, and counts what it still has to send."""
     try:
         with context.database.autocommit() as connection:
             runs.release(connection, run.run_id)
-            report.enqueue_failures = batches.unsent_jobs(connection, run.run_id)
+        report.enqueue_failures = _unsent_jobs(context, run)
     except StoreUnavailable:
         return  # the lease runs out by itself

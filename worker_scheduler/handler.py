@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from worker_scheduler.errors import ConfigurationError
+from worker_scheduler.redaction import escape_control_characters, mask_passwords
 
 if TYPE_CHECKING:
     from worker_scheduler.worker import SyncJob
@@ -24,8 +25,18 @@ def load_handler(name: str | None) -> Handler:
     module_name, _, attribute = name.partition(":")
     try:
         handler = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError([f"SYNC_HANDLER='{name}' cannot be imported: {error}"]) from error
+    except Exception as error:  # the module is the application's, and may raise anything
+        raise ConfigurationError([f"SYNC_HANDLER='{name}' cannot be imported: {_reason(error)}"]) from error
     if not callable(handler) or inspect.iscoroutinefunction(handler):
         raise ConfigurationError([f"SYNC_HANDLER='{name}' is no plain function"])
     return handler  # type: ignore[no-any-return]
+
+
+def _reason(error: Exception) -> str:
+    text = escape_control_characters(mask_passwords(str(error)))
+    if isinstance(error, ModuleNotFoundError):
+        # `celery` as a command does not look for modules where it is called; `python -m celery` does.
+        return f"{text}; install it, or name its folder in PYTHONPATH, e.g. PYTHONPATH=."
+    if isinstance(error, ImportError | AttributeError):
+        return text
+    return f"{type(error).__name__}: {text}"

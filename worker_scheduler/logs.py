@@ -37,8 +37,12 @@ def to_stderr() -> None:
 
 
 def _safe_values(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """No value ends the line, drives a terminal, or shows a password."""
+    """No value drives a terminal or shows a password. The ends of lines are left to LogfmtRenderer,
+    which would escape our escapes anew.
+    """
     return {
-        key: escape_control_characters(mask_passwords(value)) if isinstance(value, str) else value
+        key: "\n".join(map(escape_control_characters, mask_passwords(value).split("\n")))
+        if isinstance(value, str)
+        else value
         for key, value in event.items()
     }

@@ -171,6 +171,13 @@ _ALLOWED = {
 }
 
 
+def require_partition_key(value: object) -> str:
+    """The key of a partition of any kind. Raises BadInput."""
+    if not isinstance(value, str) or not slots.PARTITION_KEY.fullmatch(value):
+        raise BadInput(f"partition_key={show(value)}: allowed is [A-Za-z0-9._:-]{{1,200}}")
+    return value
+
+
 def parse_daily(given: Mapping[str, object]) -> DailyOptions:
     """Raises BadInput naming every fault at once."""
     return _parse(DailyOptions, given)

@@ -8,7 +8,7 @@ bound of each.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from itertools import groupby
@@ -55,6 +55,8 @@ class Reconciliation:
 def reconcile(context: TickContext) -> Reconciliation:
     """One pass of all rules. A rule that meets an outage does not stop the ones after it."""
     result = Reconciliation()
+    # A pass never waits for workers: what a full queue has no room for, the next pass sends.
+    context = replace(context, patient=False)
     with context.database.autocommit() as connection:
         schema.require_current(connection)
     for rule in RULES:
@@ -187,10 +189,10 @@ def _repeat(context: TickContext, step: Callable[..., int]) -> int:
 
 def _queue_is_empty(context: TickContext, queue: Kind) -> bool:
     """Looks twice, since a message on its way to a worker is for a moment nowhere."""
-    if not context.broker.holds_nothing(queue.value):
+    if context.broker.depth(queue.value) != 0:
         return False
     context.pause(_SECOND_LOOK_SECONDS)
-    return context.broker.holds_nothing(queue.value)
+    return context.broker.depth(queue.value) == 0
 
 
 def _mark_messages_gone(context: TickContext, run: Run) -> int:

@@ -29,6 +29,7 @@ class Report:
     missing_github_logins: tuple[str, ...] = ()
     # Of a dry run only: what the same command would do without --dry-run.
     would_insert: int | None = None
+    would_enqueue: int | None = None
     # Why the tick ended early: a refusal, a failure, or one that runs already.
     ended_by: SchedulerError | None = None
 
@@ -48,7 +49,7 @@ class Report:
         return self.ended_by if self.exit_status else None
 
     def as_json(self) -> dict[str, Any]:
-        """The documented object; ids as text, `error` and `would_insert` only where they apply."""
+        """The documented object; ids as text, `error` and `would_…` only where they apply."""
         fields: dict[str, Any] = {
             "mode": self.mode.value,
             "outcome": self.outcome,
@@ -66,6 +67,7 @@ class Report:
         }
         if self.would_insert is not None:
             fields["would_insert"] = self.would_insert
+            fields["would_enqueue"] = self.would_enqueue
         if self.failure is not None:
             fields["error"] = str(self.failure)
         return fields

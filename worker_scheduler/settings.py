@@ -131,6 +131,16 @@ class Settings(BaseSettings):
     enqueue_sleep_seconds: values.Seconds = _setting(
         0.2, "seconds between two batches", "a number of seconds from 0 to 3600"
     )
+    max_queue_depth: values.JobCount | None = _setting(
+        None,
+        "dispatch waits while a queue of jobs holds as many messages, unacknowledged ones included",
+        "a whole number from 1; not set: no bound; Redis and Valkey only",
+    )
+    dispatch_concurrency: values.Concurrency = _setting(
+        1,
+        "dispatchers of a run at once: the tick, and as many `scheduler.dispatch` tasks as make the number",
+        "a whole number from 1 to 64",
+    )
     scheduler_daily_lock_id: values.LockId = _setting(
         0x7761766501, "names the lock of daily ticks", "1 to 2^63-1, decimal or 0x…"
     )
@@ -171,6 +181,11 @@ class Settings(BaseSettings):
         120,
         "seconds after its last batch before a run's messages are looked for in the broker",
         "a number of seconds from 0 to 3600",
+    )
+    visibility_timeout_seconds: values.Visibility = _setting(
+        600,
+        "seconds after which Redis gives a message to another worker, if its job has not ended",
+        "a whole number from 2 to 86400",
     )
     sync_max_attempts: values.Attempts = _setting(
         3, "attempts at a job before it counts as FAILED", "a whole number from 1 to 1000"

@@ -13,8 +13,8 @@ from celery import Task
 from celery.signals import beat_init, celeryd_after_setup, celeryd_init, worker_ready, worker_shutdown
 from celery.worker import state as worker_state
 
-from worker_scheduler import catch_up, logs, options, reconciler, tick, wiring
-from worker_scheduler.celery_app import BACKFILL, DAILY_TICK, RECONCILE, app
+from worker_scheduler import assist, catch_up, logs, options, reconciler, tick, wiring
+from worker_scheduler.celery_app import BACKFILL, DAILY_TICK, DISPATCH, RECONCILE, app
 from worker_scheduler.errors import ConfigurationError, SchedulerError, StoreUnavailable
 from worker_scheduler.handler import load_handler
 from worker_scheduler.heartbeat import beating
@@ -56,6 +56,13 @@ def backfill(self: Task, **given: Any) -> dict[str, Any]:
     parsed = options.parse_backfill(given)
     with wiring.tick_context(_requested_by(self), _log_progress) as context:
         return _result(tick.backfill(context, parsed))
+
+
+@app.task(name=DISPATCH, **_TICK_OPTIONS)
+def dispatch(self: Task, partition_key: str) -> dict[str, Any]:
+    """Helps to dispatch a run, until no batch of it is left. See DISPATCH_CONCURRENCY."""
+    with wiring.tick_context(_requested_by(self), _log_progress) as context:
+        return _result(assist.dispatch(context, options.require_partition_key(partition_key)))
 
 
 @app.task(name=RECONCILE, bind=True, shared=False, throws=(SchedulerError,))

@@ -16,7 +16,7 @@ from uuid import uuid4
 from worker_scheduler import fan_out, lock, slots, users
 from worker_scheduler.context import TickContext
 from worker_scheduler.errors import Refused, SchedulerError
-from worker_scheduler.ledger import runs, schema
+from worker_scheduler.ledger import batches, runs, schema
 from worker_scheduler.ledger import users as users_sql
 from worker_scheduler.ledger.runs import NewRun, Run
 from worker_scheduler.ledger.tables import Kind
@@ -157,6 +157,9 @@ def _rehearse(context: TickContext, request: _Request, selection: Selection, rep
         report.would_insert = users_sql.count_without_job(
             connection, context.relation, request.partition_key, selection.user_ids
         )
+        run = runs.get(connection, request.partition_key)
+        unsent = 0 if run is None else batches.unsent_jobs(connection, run.run_id)
+        report.would_enqueue = report.would_insert + unsent
     report.outcome = "dry_run"
 
 

@@ -59,7 +59,7 @@ def refuse_unknown(selection: Selection, allow_missing: bool) -> None:
         named = ", ".join(missing[:_NAMED_AT_MOST])
         more = f" and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
         raise Refused(
-            f"{len(missing)} unknown users: {named}{more};"
+            f"{len(missing)} unknown {'user' if len(missing) == 1 else 'users'}: {named}{more};"
             " correct them, or leave them out with --allow-missing"
         )
     if missing and not selection.total:
@@ -71,7 +71,7 @@ def refuse_too_many(selection: Selection, max_enqueued_jobs: int) -> None:
     if selection.total > max_enqueued_jobs:
         raise Refused(
             f"{selection.total} users selected, more than MAX_ENQUEUED_JOBS={max_enqueued_jobs}:"
-            " raise it, or choose fewer users"
+            " raise it (--max-enqueued-jobs), or choose fewer users in a backfill"
         )
 
 

@@ -7,15 +7,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from worker_scheduler.celery_app import app
+import structlog
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from worker_scheduler.celery_app import DISPATCH, app
 from worker_scheduler.clock import utc_now
 from worker_scheduler.context import TickContext
 from worker_scheduler.lease_keeper import LeaseKeeper
 from worker_scheduler.ledger.database import Database
-from worker_scheduler.publisher.broker import BrokerState, OpaqueBroker, RedisBroker
+from worker_scheduler.publisher.broker import BrokerState, OpaqueBroker, RedisBroker, reason_of
 from worker_scheduler.publisher.choice import choose
 from worker_scheduler.report import Report
 from worker_scheduler.settings import Settings, load
+
+log = structlog.get_logger(__name__)
 
 
 @contextmanager
@@ -35,9 +41,19 @@ def tick_context(requested_by: str, on_progress: Callable[[Report], None]) -> It
             pause=time.sleep,
             on_progress=on_progress,
             requested_by=requested_by,
+            call_dispatchers=call_dispatchers,
         )
     finally:
         database.dispose()
+
+
+def call_dispatchers(partition_key: str, number: int) -> None:
+    """Rings `scheduler.dispatch`. Where that fails the run's own dispatcher does the work, or fails too."""
+    try:
+        for _ in range(number):
+            app.send_task(DISPATCH, kwargs={"partition_key": partition_key}, queue="scheduler", retry=False)
+    except (KombuError, RedisError, OSError) as error:
+        log.warning("no dispatchers called", partition_key=partition_key, error=reason_of(error))
 
 
 def broker_state(settings: Settings) -> BrokerState:

@@ -40,6 +40,7 @@ def context_at(clock: Callable[[], datetime], **settings: Any) -> Iterator[TickC
             settings=context.settings.model_copy(update=settings),
             clock=clock,
             pause=lambda _: None,
+            call_dispatchers=lambda *_: None,
         )
 
 

@@ -15,6 +15,14 @@ def url_of(server_url: str, database: str) -> str:
     return url.render_as_string(hide_password=False)
 
 
+def pooled(url: str, pooler: str | None) -> str:
+    """The same database by way of the pooler at `host:port`, where there is one."""
+    if pooler is None:
+        return url
+    host, _, port = pooler.partition(":")
+    return make_url(url).set(host=host, port=int(port)).render_as_string(hide_password=False)
+
+
 @contextmanager
 def new_database(server_url: str, template: str = "template1") -> Iterator[str]:
     """The name of a fresh copy of the template; dropped afterwards, whoever is still connected."""

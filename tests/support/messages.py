@@ -52,6 +52,12 @@ class Broker:
             length: int = redis.llen(self.key_prefix + queue)
         return length
 
+    def unacknowledged(self) -> int:
+        """How many messages workers have taken and not yet acknowledged."""
+        with Redis.from_url(self.url) as redis:
+            number: int = redis.hlen(f"{self.key_prefix}unacked")
+        return number
+
     def counts(self) -> dict[str, int]:
         """The queues that hold a message, and how many."""
         return {queue: number for queue in QUEUES if (number := self.count(queue))}
@@ -61,6 +67,11 @@ class Broker:
         with Redis.from_url(self.url) as redis:
             keys = sorted(redis.scan_iter(match=f"{self.key_prefix}*", count=1000))
             return {key.decode(): redis.dump(key) for key in keys}
+
+    def lose_queue(self, queue: str) -> None:
+        """As if workers had taken all that waits, and had done it."""
+        with Redis.from_url(self.url) as redis:
+            redis.delete(self.key_prefix + queue)
 
     def lose_everything(self) -> None:
         """As a FLUSHALL would, to our keys only."""

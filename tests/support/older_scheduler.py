@@ -71,6 +71,12 @@ OLDER_SCHEDULERS = (
         before=("CREATE TYPE job_status AS ENUM ('PENDING', 'RUNNING', 'COMPLETED', 'FAILED')",),
     ),
     OlderScheduler(
+        "enum with states of its own alone",
+        status='"job_status"',
+        before=("CREATE TYPE job_status AS ENUM ('queued', 'done')",),
+        states=("queued", "done"),
+    ),
+    OlderScheduler(
         "enum with an odd name in another schema",
         status='"Odd"."Job Status"',
         before=(

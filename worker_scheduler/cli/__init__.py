@@ -8,8 +8,8 @@ import sys
 import typer
 
 from worker_scheduler.cli import check, migrate, reconcile, status, ticks
-from worker_scheduler.cli.output import print_error
-from worker_scheduler.errors import BadInput, ConfigurationError, SchedulerError
+from worker_scheduler.cli.output import print_error, print_faults
+from worker_scheduler.errors import BadInput, SchedulerError
 
 _INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
@@ -45,8 +45,7 @@ def run(arguments: list[str]) -> int:
             print_error(_with_hint(error))
         return BadInput.exit_status
     except SchedulerError as error:
-        for fault in error.faults if isinstance(error, ConfigurationError) else (str(error),):
-            print_error(fault)
+        print_faults(error)
         return error.exit_status
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED

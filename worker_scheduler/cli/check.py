@@ -133,6 +133,13 @@ def _broker(settings: Settings) -> str:
         raise StoreUnavailable(f"{place} is unavailable: {reason_of(error)}") from error
     finally:
         connection.release()
+    if settings.max_queue_depth is not None and not settings.broker_is_redis:
+        raise ConfigurationError(
+            [
+                f"MAX_QUEUE_DEPTH={settings.max_queue_depth} does nothing here: only Redis and Valkey show"
+                " how deep a queue is; unset it"
+            ]
+        )
     choice = choose(app, settings, OpaqueBroker())
     return (
         f"{show_url(settings.broker_url)} answers; queues scheduler, daily, backfill;"

@@ -12,6 +12,7 @@ import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from worker_scheduler.errors import ConfigurationError, SchedulerError
 from worker_scheduler.redaction import escape_control_characters
 from worker_scheduler.report import Report
 
@@ -21,6 +22,12 @@ log = structlog.get_logger(__name__)
 def print_error(line: str) -> None:
     """One line on stderr."""
     print(f"scheduler: {escape_control_characters(line)}", file=sys.stderr)
+
+
+def print_faults(error: SchedulerError) -> None:
+    """One line a fault on stderr."""
+    for fault in error.faults if isinstance(error, ConfigurationError) else (str(error),):
+        print_error(fault)
 
 
 def print_line(line: str) -> None:
@@ -46,13 +53,15 @@ def _sentence(report: Report) -> str:
     if report.outcome == "dry_run":
         return (
             f"dry run, nothing was written: {report.users_total_selected} users selected,"
-            f" {report.would_insert} of them without a job yet"
+            f" {report.would_insert} of them without a job yet;"
+            f" {report.would_enqueue} jobs would be enqueued"
         )
     if report.outcome == "nothing_to_do":
         return f"nothing to do: all {report.users_total_selected} users have their job ({seconds})"
     return (
-        f"{report.jobs_inserted} jobs written and {report.jobs_enqueued} enqueued in {report.batches}"
-        f" batches, for {report.users_total_selected} users ({seconds})"
+        f"{report.jobs_inserted} jobs written and {report.jobs_enqueued} enqueued in"
+        f" {report.batches} {'batch' if report.batches == 1 else 'batches'},"
+        f" for {report.users_total_selected} users ({seconds})"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worker_scheduler import logs
-from worker_scheduler.cli.output import print_error, print_json, print_line, progress
+from worker_scheduler.cli.output import print_faults, print_json, print_line, progress
 from worker_scheduler.cli.ticks import AsJson, who
 from worker_scheduler.settings import load
 
@@ -18,7 +18,7 @@ def reconcile(as_json: AsJson = False) -> int:
     with progress() as on_progress, wiring.tick_context(who(), on_progress) as context:
         result = reconciler.reconcile(context)
     for error in result.errors:
-        print_error(str(error))
+        print_faults(error)
     if as_json:
         print_json(result.as_json())
     else:

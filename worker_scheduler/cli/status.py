@@ -20,7 +20,7 @@ _LATEST = 10
 
 
 def status(
-    partition_key: Annotated[str | None, typer.Argument(metavar="[PARTITION_KEY]")] = None,
+    partition_key: Annotated[str | None, typer.Argument(metavar="PARTITION_KEY")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Jobs by state for one run, or for the latest runs."""

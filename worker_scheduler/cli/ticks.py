@@ -14,7 +14,7 @@ import typer
 from worker_scheduler import logs, tick
 from worker_scheduler import options as tick_options
 from worker_scheduler.cli.interruption import interruption
-from worker_scheduler.cli.output import print_error, print_json, print_report, progress
+from worker_scheduler.cli.output import print_faults, print_json, print_report, progress
 from worker_scheduler.context import TickContext
 from worker_scheduler.errors import BadInput, SchedulerError
 from worker_scheduler.ledger.tables import Kind
@@ -143,7 +143,7 @@ def _print(report: Report, as_json: bool) -> None:
     if as_json:
         print_json(report.as_json())
     if report.ended_by is not None:
-        print_error(str(report.ended_by))
+        print_faults(report.ended_by)
     elif not as_json:
         print_report(report)
 

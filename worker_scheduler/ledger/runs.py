@@ -100,6 +100,13 @@ _ENQUEUED = text(
 )
 
 
+_BEING_PLANNED = text(
+    """
+    SELECT EXISTS (SELECT FROM sync_runs
+                   WHERE run_id = :run_id AND state = 'PLANNING' AND leased_until > :now)
+    """
+)
+
 _AT_WORK = "state IN ('PLANNING', 'DISPATCHING')"
 
 _RENEW = text(f"UPDATE sync_runs SET leased_until = :leased_until WHERE run_id = :run_id AND {_AT_WORK}")
@@ -205,6 +212,11 @@ def latest(connection: Connection, limit: int) -> list[Run]:
 def mark_enqueued(connection: Connection, run_id: UUID, now: datetime) -> bool:
     """DISPATCHING → ENQUEUED, once no batch is left to send; says whether it moved."""
     return connection.execute(_ENQUEUED, {"run_id": run_id, "now": now}).rowcount == 1
+
+
+def is_being_planned(connection: Connection, run_id: UUID, now: datetime) -> bool:
+    """Whether batches of the run may still come: it is in PLANNING, by somebody who lives."""
+    return bool(connection.execute(_BEING_PLANNED, {"run_id": run_id, "now": now}).scalar_one())
 
 
 def renew(connection: Connection, run_id: UUID, leased_until: datetime) -> bool:

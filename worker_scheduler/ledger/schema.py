@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 
 from worker_scheduler.errors import ConfigurationError
 from worker_scheduler.ledger.database import Database
+from worker_scheduler.ledger.migrations.adoption import add_missing_states
 
 VERSION_TABLE = "worker_scheduler_version"
 # Any constant of our own: two releases that migrate at once go one after the other.
@@ -16,12 +17,17 @@ _MIGRATION_LOCK = 0x7761766500
 
 
 def upgrade(database_url: str) -> str:
-    """Migrates to the newest version, in one transaction; returns that version.
+    """Migrates to the newest version; returns that version.
+
+    In one transaction, but for the states that an older scheduler's enum lacks: `adoption.py` says why.
 
     Raises StoreUnavailable, and ConfigurationError where an older table cannot be adopted.
     """
     database = Database(database_url)
     try:
+        with database.autocommit() as connection:
+            if version(connection) is None:
+                add_missing_states(connection)
         with database.transaction() as connection:
             # Ends with the transaction, so it is safe behind PgBouncer.
             connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": _MIGRATION_LOCK})

@@ -49,8 +49,8 @@ class BrokerState(Protocol):
         None where it cannot be seen.
         """
 
-    def holds_nothing(self, queue: str) -> bool:
-        """Whether no message of the queue is left, waiting or unacknowledged; False if unknown."""
+    def depth(self, queue: str) -> int | None:
+        """Messages of the queue that it holds, waiting or unacknowledged; None if unknown."""
 
 
 class OpaqueBroker:
@@ -60,9 +60,9 @@ class OpaqueBroker:
         """Unknown."""
         return None
 
-    def holds_nothing(self, queue: str) -> bool:
+    def depth(self, queue: str) -> int | None:
         """Unknown."""
-        return False
+        return None
 
 
 class RedisBroker:
@@ -84,19 +84,18 @@ class RedisBroker:
             raise unavailable(self._url, error) from error
         return UUID(fresh if marker is None else str(marker))
 
-    def holds_nothing(self, queue: str) -> bool:
+    def depth(self, queue: str) -> int | None:
         """Looks at the list, then at what workers have taken and not acknowledged.
 
         In this order: a message moves from the list to `unacked`, so it cannot slip by unseen; but
         for the moment in which the worker has popped it and not yet noted it.
         """
         try:
-            if self._client.llen(f"{self._prefix}{queue}"):
-                return False
+            waiting = int(self._client.llen(f"{self._prefix}{queue}"))
             unacknowledged = self._client.hvals(f"{self._prefix}unacked")
         except (RedisError, OSError) as error:
             raise unavailable(self._url, error) from error
-        return not any(_routed_to(str(entry)) == queue for entry in unacknowledged)
+        return waiting + sum(_routed_to(str(entry)) == queue for entry in unacknowledged)
 
 
 def _routed_to(entry: str) -> str | None:

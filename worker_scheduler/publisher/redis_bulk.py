@@ -83,21 +83,26 @@ class RedisBulkPublisher:
         return UUID(str(epoch))
 
     def _template(self, group_message: GroupMessage) -> MessageTemplate:
-        """A template serves every batch of its run: only ids differ."""
+        """A template serves every batch of its run: only ids differ, unless the messages have a time."""
         job = group_message.jobs[0]
         key = (group_message.queue, job.partition_key, job.triggered_by, job.backfill_days)
-        if key not in self._templates:
-            self._templates[key] = render_template(self._app, group_message.queue, job)
-        return self._templates[key]
+        template = self._templates.get(key) or render_template(self._app, group_message.queue, job)
+        if template.timeless:
+            self._templates[key] = template
+        return template
 
 
 @dataclass(frozen=True)
 class MessageTemplate:
-    """A message's JSON text with gaps: ids of group, job and user; body, delivery tag, index."""
+    """A message's JSON text with gaps: ids of group, job and user; body, delivery tag, index.
+
+    timeless: nothing in it depends on when it was rendered.
+    """
 
     queue_key: str
     text: str
     body: str
+    timeless: bool
 
     def render(self, group_message: GroupMessage) -> Iterator[str]:
         """One message a job, in their order."""
@@ -128,6 +133,7 @@ def render_template(app: Celery, queue: str, like: JobMessage) -> MessageTemplat
     except (OperationalError, KombuError, RedisError, OSError) as error:
         raise unavailable(app.conf.broker_url, error.__cause__ or error) from error
     body = base64.b64decode(message["body"]).decode()
+    timeless = message["headers"]["eta"] is message["headers"]["expires"] is None
     message["body"] = _gap("body")
     message["properties"]["delivery_tag"] = _gap("tag")
     message["headers"]["group_index"] = _gap("index")
@@ -137,7 +143,7 @@ def render_template(app: Celery, queue: str, like: JobMessage) -> MessageTemplat
     for name in ("body", "tag"):
         text = text.replace(_gap(name), f"%({name})s")
     text = text.replace(f'"{_gap("index")}"', "%(index)d")
-    return MessageTemplate(queue_key, text, body.replace("%", "%%").replace(job.user_id, "%s"))
+    return MessageTemplate(queue_key, text, body.replace("%", "%%").replace(job.user_id, "%s"), timeless)
 
 
 def _gap(name: str) -> str:

@@ -48,7 +48,7 @@ def older_sync_jobs_exist(connection: Connection) -> bool:
 def adopt_sync_jobs(connection: Connection) -> None:
     """Makes the older table fit for our rows. Raises ConfigurationError where it cannot be."""
     columns = _columns(connection)
-    _refuse_what_cannot_fit(columns)
+    _refuse_what_cannot_fit(connection, columns)
     _index_job_id(connection)
     for name, (_, required, has_default) in columns.items():
         if required and not has_default and name not in _ALWAYS_FILLED:
@@ -56,7 +56,8 @@ def adopt_sync_jobs(connection: Connection) -> None:
             log.warning("sync_jobs adopted: NOT NULL dropped, we do not fill it", column=name)
     _widen_texts(connection)
     connection.execute(text(_OURS))
-    _widen_status(connection, columns["status"][0])
+    if columns["status"][0] in _STRINGS:
+        _replace_status_checks(connection)
 
 
 def _columns(connection: Connection) -> dict[str, tuple[str, bool, bool]]:
@@ -71,7 +72,7 @@ def _columns(connection: Connection) -> dict[str, tuple[str, bool, bool]]:
     return {name: (kind, required, default) for name, kind, required, default in rows}
 
 
-def _refuse_what_cannot_fit(columns: dict[str, tuple[str, bool, bool]]) -> None:
+def _refuse_what_cannot_fit(connection: Connection, columns: dict[str, tuple[str, bool, bool]]) -> None:
     missing = [c.name for c in sync_jobs.columns if c.name in _needed() and c.name not in columns]
     faults = [f"the older table sync_jobs has no column {name}: add it" for name in missing]
     faults += [
@@ -80,6 +81,8 @@ def _refuse_what_cannot_fit(columns: dict[str, tuple[str, bool, bool]]) -> None:
         for name, accepted in _ACCEPTED_TYPES.items()
         if name in columns and columns[name][0] not in accepted
     ]
+    if "status" in columns and not _is_text_or_enum(connection):
+        faults.append(f"the older table sync_jobs has status as {columns['status'][0]}: make it text")
     faults += [
         f"the older table sync_jobs has a column {name} of its own, which is ours from now on: rename it"
         for name in columns
@@ -87,6 +90,16 @@ def _refuse_what_cannot_fit(columns: dict[str, tuple[str, bool, bool]]) -> None:
     ]
     if faults:
         raise ConfigurationError(faults)
+
+
+def _is_text_or_enum(connection: Connection) -> bool:
+    kind = connection.execute(
+        text(
+            "SELECT t.typcategory FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
+            " WHERE a.attrelid = 'sync_jobs'::regclass AND a.attname = 'status'"
+        )
+    ).scalar_one()
+    return kind in {"S", "E"}
 
 
 def _needed() -> set[str]:
@@ -121,30 +134,37 @@ def _widen_texts(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE sync_jobs ALTER COLUMN {name} TYPE text"))
 
 
-def _widen_status(connection: Connection, type_name: str) -> None:
-    if type_name in _STRINGS:
-        _replace_status_checks(connection)
-        return
+def add_missing_states(connection: Connection) -> None:
+    """Where `status` is an enum, gives it the states that it lacks; does nothing else.
+
+    In a transaction of its own, before the migration: Postgres lets nobody use a value of an enum
+    before its ADD VALUE is committed, and our indexes name PENDING and RUNNING.
+    """
     labels = set(
         connection.execute(
             text(
                 "SELECT e.enumlabel FROM pg_enum e JOIN pg_attribute a ON a.atttypid = e.enumtypid"
-                " WHERE a.attrelid = 'sync_jobs'::regclass AND a.attname = 'status'"
+                " WHERE a.attrelid = to_regclass('sync_jobs') AND a.attname = 'status'"
             )
         ).scalars()
     )
-    if not labels:
-        raise ConfigurationError([f"the older table sync_jobs has status as {type_name}: make it text"])
-    # The type's name as SQL, schema and quotes included.
-    sql_name = connection.execute(
-        text(
-            "SELECT format_type(atttypid, NULL) FROM pg_attribute"
-            " WHERE attrelid = 'sync_jobs'::regclass AND attname = 'status'"
+    missing = [status for status in JobStatus if labels and status not in labels]
+    for status in missing:
+        connection.execute(
+            text(f"ALTER TYPE {_status_type(connection)} ADD VALUE IF NOT EXISTS '{status}'")
         )
-    ).scalar_one()
-    for status in JobStatus:
-        if status not in labels:
-            connection.execute(text(f"ALTER TYPE {sql_name} ADD VALUE IF NOT EXISTS '{status}'"))
+
+
+def _status_type(connection: Connection) -> str:
+    """The type of `status` as SQL, schema and quotes included."""
+    return str(
+        connection.execute(
+            text(
+                "SELECT format_type(atttypid, NULL) FROM pg_attribute"
+                " WHERE attrelid = 'sync_jobs'::regclass AND attname = 'status'"
+            )
+        ).scalar_one()
+    )
 
 
 def _replace_status_checks(connection: Connection) -> None:

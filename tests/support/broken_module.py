@@ -1,0 +1,3 @@
+"""A handler's module that does not import."""
+
+raise RuntimeError("no\nkey")

@@ -1,0 +1,145 @@
+"""MAX_QUEUE_DEPTH: dispatch waits while the queue is deep, and goes on as workers drain it."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from redis import Redis
+
+from tests.support.contexts import HandedClock, at_once, context_at
+from tests.support.ledger import Ledger
+from tests.support.messages import Broker
+from tests.support.users import make_users
+from tests.support.waiting import wait_until
+from worker_scheduler import reconciler, tick
+from worker_scheduler.clock import utc_now
+from worker_scheduler.context import TickContext
+from worker_scheduler.ledger.tables import Kind
+from worker_scheduler.options import DailyOptions
+from worker_scheduler.report import Report
+
+BATCH = 10
+DEEPEST = 25
+USERS = 200
+PAUSE_SECONDS = 0.005
+
+
+class Workers:
+    """Take messages and acknowledge them, when the test lets them; note how deep the queue was."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._stopped = False
+        self.deepest = 0
+        self.taken = 0
+
+    def drain(self) -> None:
+        with Redis.from_url(self._broker.url) as redis:
+            while not self._stopped:
+                self.deepest = max(self.deepest, redis.llen(f"{self._broker.key_prefix}daily"))
+                self.taken += redis.rpop(f"{self._broker.key_prefix}daily") is not None
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        with ThreadPoolExecutor(1) as thread:
+            draining = thread.submit(self.drain)
+            try:
+                yield
+            finally:
+                self._stopped = True
+                draining.result(30)
+
+
+@pytest.fixture
+def context(deployed: None, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Iterator[TickContext]:
+    monkeypatch.setenv("MAX_QUEUE_DEPTH", str(DEEPEST))
+    monkeypatch.setenv("ENQUEUE_BATCH_SIZE", str(BATCH))
+    monkeypatch.setenv("LEASE_SECONDS", "1")
+    with context_at(utc_now) as context:
+        yield replace(context, pause=pause)
+
+
+def pause(_seconds: float) -> None:
+    """So short that a test need not wait for a dispatcher to look again."""
+    from time import sleep
+
+    sleep(PAUSE_SECONDS)
+
+
+def daily(context: TickContext) -> Report:
+    return tick.daily(context, DailyOptions())
+
+
+def test_dispatch_waits_for_workers_and_goes_on(
+    context: TickContext, ledger: Ledger, broker: Broker
+) -> None:
+    make_users(ledger.url, USERS)
+    workers = Workers(broker)
+    with ThreadPoolExecutor(1) as thread:
+        ringing = thread.submit(daily, context)
+        # The fleet is stopped: 25 is reached with the third batch, and the fourth waits.
+        wait_until(lambda: broker.count("daily") >= DEEPEST, 30, "a full queue")
+        leased_until = ledger.value("SELECT leased_until FROM sync_runs")
+        wait_until(
+            lambda: ledger.value("SELECT leased_until FROM sync_runs") > leased_until, 30, "a heartbeat"
+        )
+        assert broker.count("daily") == 30
+        with workers.at_work():
+            report = ringing.result(60)
+            wait_until(lambda: not broker.counts(), 30, "an empty queue")
+    assert (report.outcome, report.jobs_enqueued, report.enqueue_failures) == ("enqueued", USERS, 0)
+    assert workers.taken == USERS
+    assert workers.deepest <= DEEPEST - 1 + BATCH
+
+
+def test_several_dispatchers_keep_the_bound_within_a_batch_each(
+    context: TickContext, ledger: Ledger, broker: Broker
+) -> None:
+    make_users(ledger.url, USERS)
+    unlocked = context.settings.model_copy(update={"scheduler_lock_enabled": False})
+    workers = Workers(broker)
+    with workers.at_work():
+        reports = at_once(replace(context, settings=unlocked), 4, daily)
+        wait_until(lambda: not broker.counts(), 30, "an empty queue")
+    assert sum(report.jobs_enqueued for report in reports) == workers.taken == USERS
+    assert workers.deepest <= DEEPEST - 1 + 4 * BATCH
+
+
+def test_what_workers_hold_counts(context: TickContext, broker: Broker) -> None:
+    with Redis.from_url(broker.url) as redis:
+        redis.lpush(f"{broker.key_prefix}daily", "waiting")
+        for queue in ("daily", "daily", "backfill"):
+            redis.hset(f"{broker.key_prefix}unacked", str(uuid4()), json.dumps([{}, "", queue]))
+    assert [context.broker.depth(kind.value) for kind in Kind] == [3, 1]
+
+
+def test_with_nothing_to_send_a_full_queue_stops_nobody(
+    context: TickContext, ledger: Ledger, broker: Broker
+) -> None:
+    make_users(ledger.url, DEEPEST)
+    assert daily(context).jobs_enqueued == DEEPEST
+    assert broker.count("daily") == DEEPEST
+    assert daily(context).outcome == "nothing_to_do"
+
+
+def test_reconcile_never_waits_and_sends_the_rest_when_there_is_room(
+    context: TickContext, ledger: Ledger, broker: Broker
+) -> None:
+    make_users(ledger.url, USERS)
+    clock = HandedClock(utc_now())
+    ledger.execute(f"UPDATE sync_origin SET since = '{clock.now}'")
+    impatient = replace(context, clock=clock, patient=False)
+    assert daily(impatient).enqueue_failures == USERS - 30
+    sent = 30
+    while sent < USERS:
+        assert broker.count("daily") == min(30, USERS - sent + 30)
+        broker.lose_queue("daily")
+        clock.forward(timedelta(seconds=2))
+        assert reconciler.reconcile(replace(impatient, patient=True)).errors == []
+        sent += broker.count("daily")
+    assert sent == USERS
