@@ -1,0 +1,1 @@
+"""The tests against each server that is supported; `make test` alone covers the newest ones."""
