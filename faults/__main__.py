@@ -1,0 +1,61 @@
+"""`python -m faults`: plays a seeded run of faults, then the mutants. SEED and FAULTS repeat a run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from faults import mutants
+from faults.faults import DEFAULT_FAULTS, Kind
+from faults.lane import Broken
+from faults.report import say
+from faults.run import Run
+
+
+def main() -> int:
+    """0: every invariant held after every fault, and every mutant turned red. Else 1."""
+    parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--only", choices=[kind.name for kind in Kind], help="faults of this kind, no mutants"
+    )
+    only.add_argument("--no-mutants", action="store_true", help="faults alone")
+    only.add_argument("--mutants", action="store_true", help="mutants alone")
+    asked = parser.parse_args()
+    seed = int(os.environ.get("SEED") or random.randrange(2**32))
+    count = int(os.environ.get("FAULTS") or DEFAULT_FAULTS)
+    say(f"seed {seed}; to repeat: {_repeat(seed, count)}")
+    green = asked.mutants or _play(seed, count, frozenset({Kind[asked.only]}) if asked.only else None)
+    if green and not asked.only and not asked.no_mutants:
+        started = time.monotonic()
+        green = mutants.all_red(seed)
+        say(f"mutants: {time.monotonic() - started:.0f} s")
+    return 0 if green else 1
+
+
+def _play(seed: int, count: int, only: frozenset[Kind] | None) -> bool:
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    try:
+        report = Run(folder, seed, count, only).play()
+    except Broken as broken:
+        say(f"{mutants.RED}{broken}")
+        say(f"seed {seed}; to repeat: {_repeat(seed, count)}; logs: {folder}")
+        return False
+    report.show()
+    say(f"seed {seed}: green")
+    shutil.rmtree(folder)
+    return True
+
+
+def _repeat(seed: int, count: int) -> str:
+    return f"SEED={seed} FAULTS={count} make test-faults"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

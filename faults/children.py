@@ -1,0 +1,69 @@
+"""Starts, kills and waits for the suite's children; each is a process of its own, with its own log."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+import psutil
+
+from faults import programs
+from faults.handler import PROCESS
+
+_context = multiprocessing.get_context("forkserver")
+_numbers = count(1)
+
+
+def warm_up() -> None:
+    """Has the process that all children are forked from import the product."""
+    _context.set_forkserver_preload(["faults.programs"])
+    child = _context.Process(target=_nothing)
+    child.start()
+    child.join()
+
+
+class Child:
+    """One process; it is running when this is made."""
+
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+        self.name = f"{arguments[0]}-{next(_numbers)}"
+        self.peak_kib = 0
+        self._process = _context.Process(
+            target=programs.run, args=(arguments, {**environment, PROCESS: self.name}, log)
+        )
+        self._process.start()
+
+    @property
+    def running(self) -> bool:
+        return self._process.is_alive()
+
+    @property
+    def exit_status(self) -> int | None:
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """SIGKILL to it and to its children, at once; does not wait."""
+        pid = self._process.pid
+        assert pid is not None
+        if not self.running:
+            return
+        with suppress(psutil.Error):
+            self.peak_kib = max(self.peak_kib, psutil.Process(pid).memory_info().rss // 1024)
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # before its setsid() it had no group
+            os.kill(pid, signal.SIGKILL)
+
+    def wait(self, deadline_seconds: float) -> bool:
+        """Whether it has ended by then."""
+        self._process.join(deadline_seconds)
+        return not self.running
+
+
+def _nothing() -> None:
+    return None

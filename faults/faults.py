@@ -1,0 +1,105 @@
+"""What a fault is, and which ones a run plays, in which order: all of it follows from the seed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from datetime import date, timedelta
+from enum import StrEnum
+
+from faults.proxy import Way
+
+USERS_A_FAULT = 40
+DEFAULT_FAULTS = 330
+_FIRST_DAY = date(2000, 1, 1)
+
+
+class Kind(StrEnum):
+    """The families of faults; the docs have a line for each."""
+
+    TICK = "tick, at a command"
+    GROUP_TICK = "tick with PUBLISHER=group, at a command"
+    RECONCILE = "reconcile, at a command"
+    RANDOM_TICK = "tick killed at a random time"
+    RANDOM_RECONCILE = "reconciler killed at a random time"
+    HERD = "ten ticks at once"
+    LOCKLESS_HERD = "ten ticks at once, locks off"
+    BUSY_WORKER = "worker killed while it runs a job"
+    IDLE_WORKER = "worker killed while it waits"
+    RESTART = "Postgres restarted"
+    FLUSH = "Redis flushed"
+    STALL = "Postgres and Redis stalled"
+    FULL = "Redis full"
+    BEAT = "Beat killed"
+
+
+STEPS = (Kind.TICK, Kind.GROUP_TICK, Kind.RECONCILE)
+ANYWHERE = (*STEPS, Kind.RANDOM_TICK, Kind.RANDOM_RECONCILE, Kind.HERD, Kind.LOCKLESS_HERD)
+"""Faults that leave the servers and the workers alone, so that lanes play them side by side."""
+
+_FIXED = {
+    Kind.RANDOM_TICK: 12,
+    Kind.RANDOM_RECONCILE: 12,
+    Kind.HERD: 6,
+    Kind.LOCKLESS_HERD: 6,
+    Kind.BUSY_WORKER: 12,
+    Kind.IDLE_WORKER: 6,
+    Kind.RESTART: 6,
+    Kind.FLUSH: 6,
+    Kind.STALL: 6,
+    Kind.FULL: 6,
+    Kind.BEAT: 3,
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault, with a partition and users of its own. seed: of what is random in it."""
+
+    number: int
+    kind: Kind
+    seed: int
+    way: Way | None = None
+    step: int | None = None
+
+    @property
+    def day(self) -> date:
+        return _FIRST_DAY + timedelta(days=self.number)
+
+    @property
+    def partition_key(self) -> str:
+        return f"daily:{self.day}"
+
+    @property
+    def first_user(self) -> int:
+        return self.number * USERS_A_FAULT
+
+    def __str__(self) -> str:
+        where = "" if self.step is None else f", {self.way}, step {self.step}"
+        return f"fault {self.number} ({self.kind}{where})"
+
+
+def choose(seed: int, count: int, steps: dict[Kind, int], only: frozenset[Kind] | None) -> list[Fault]:
+    """The faults of a run. steps: commands of an undisturbed tick or pass. only: these kinds.
+
+    SIGKILL at every step of a tick, before the command and after it, is always there; of the other
+    ways, and of reconcile, as many as `count` leaves room for.
+    """
+    chance = random.Random(seed)
+    wanted: list[tuple[Kind, Way | None, int | None]] = [
+        (kind, None, None) for kind, number in _FIXED.items() for _ in range(number)
+    ]
+    every = [(kind, way, step + 1) for kind in STEPS for way in Way for step in range(steps[kind])]
+    always = [one for one in every if one[0] is Kind.TICK and one[1] in {Way.KILL_BEFORE, Way.KILL_AFTER}]
+    others = [one for one in every if one not in set(always)]
+    chance.shuffle(others)
+    wanted += [*always, *others[: max(0, count - len(wanted) - len(always))]]
+    if only is not None:
+        wanted = [one for one in [*wanted, *others] if one[0] in only]
+        chance.shuffle(wanted)
+        wanted = wanted[:count]
+    chance.shuffle(wanted)
+    return [
+        Fault(number, kind, chance.getrandbits(32), way, step)
+        for number, (kind, way, step) in enumerate(wanted)
+    ]

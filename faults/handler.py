@@ -1,0 +1,55 @@
+"""The suite's handler; it notes what it does in a file of its own, which no fault touches."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from worker_scheduler.worker import RetryLater, SyncJob
+
+RECORD = "FAULTS_RECORD"
+PROCESS = "FAULTS_PROCESS"
+SECONDS = "FAULTS_HANDLER_SECONDS"
+LATE = "late-"
+"""Logins that begin so are put off once, so that reconcile has something to publish."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the record: what a worker's process did to an attempt at a job."""
+
+    what: str
+    job_id: UUID
+    attempt: int
+    process: str
+
+
+def handle(job: SyncJob) -> None:
+    """Notes the beginning, works for a while, notes the end."""
+    _note("began", job)
+    time.sleep(float(os.environ.get(SECONDS, "0")))
+    if job.attempt == 1 and (job.github_login or "").startswith(LATE):
+        _note("put-off", job)
+        raise RetryLater("once", delay=0)
+    _note("ended", job)
+
+
+def read(record: Path) -> list[Entry]:
+    """The record so far, in its order."""
+    if not record.exists():
+        return []
+    lines = [line.split() for line in record.read_text().splitlines()]
+    return [Entry(what, UUID(job_id), int(attempt), process) for what, job_id, attempt, process in lines]
+
+
+def _note(what: str, job: SyncJob) -> None:
+    line = f"{what} {job.job_id} {job.attempt} {os.environ[PROCESS]}\n"
+    # One write in append mode: lines of several processes never mix, and a SIGKILL cuts none.
+    descriptor = os.open(os.environ[RECORD], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,167 @@
+"""Tests the suite itself: with one guard taken out of a copy of the product, a run must turn red.
+
+The copy stands first on the path of a run of its own; the product has no switch for it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from faults.faults import Kind
+from faults.report import say
+
+_ROOT = Path(__file__).resolve().parent.parent
+_COPIED = ("worker_scheduler", "faults", "celeryconfig.py")
+_FAULTS = 150
+_DEADLINE_SECONDS = 240
+RED = "BROKEN: "
+
+
+class NotAsExpected(Exception):
+    """A text that a mutant replaces does not stand in the product exactly once."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One text of a file of the product, and what stands there instead."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A product with a guard less. kind: faults that show it. difference: what the run has to say."""
+
+    name: str
+    changes: tuple[Change, ...]
+    kind: Kind
+    difference: str
+
+
+_PUBLISH_UNCOMMITTED = """\
+def _publish_uncommitted(connection, run):
+    from sqlalchemy import text
+    from worker_scheduler.celery_app import app
+
+    unsent = "FROM sync_batches b WHERE b.run_id = :run_id AND b.enqueued_at IS NULL"
+    jobs = connection.execute(
+        text(
+            "SELECT job_id, user_id FROM sync_jobs j WHERE run_id = :run_id AND EXISTS"
+            f" (SELECT {unsent} AND j.job_id BETWEEN b.first_job_id AND b.last_job_id)"
+        ),
+        {"run_id": run.run_id},
+    )
+    for job in jobs:
+        arguments = [str(job.user_id), run.partition_key, run.triggered_by]
+        app.send_task("sync_user", arguments, task_id=str(job.job_id), queue=run.kind.value)
+    connection.execute(
+        text("UPDATE sync_batches SET enqueued_at = now() WHERE run_id = :run_id AND enqueued_at IS NULL"),
+        {"run_id": run.run_id},
+    )
+
+
+@dataclass(frozen=True)
+class Planner:
+"""
+
+MUTANTS = (
+    Mutant(
+        "ON CONFLICT removed, and the unique index behind it",
+        (
+            Change(
+                "worker_scheduler/ledger/plan.py",
+                "        ON CONFLICT (run_id, user_id) WHERE run_id IS NOT NULL DO NOTHING\n",
+                "",
+            ),
+            Change(
+                "worker_scheduler/ledger/migrations/versions/0001_ledger.py",
+                "CREATE UNIQUE INDEX sync_jobs_one_job_per_user",
+                "CREATE INDEX sync_jobs_one_job_per_user",
+            ),
+        ),
+        Kind.LOCKLESS_HERD,
+        "users with several jobs",
+    ),
+    Mutant(
+        "the claim's guard removed",
+        (
+            Change(
+                "worker_scheduler/ledger/jobs.py",
+                "WHERE job_id = :job_id AND status = 'PENDING' AND (not_before",
+                "WHERE job_id = :job_id AND (not_before",
+            ),
+        ),
+        Kind.GROUP_TICK,
+        "jobs done again though no worker was killed over them",
+    ),
+    Mutant(
+        "rows published before they are committed",
+        (
+            Change(
+                "worker_scheduler/planner.py",
+                "@dataclass(frozen=True)\nclass Planner:\n",
+                _PUBLISH_UNCOMMITTED,
+            ),
+            Change(
+                "worker_scheduler/planner.py",
+                "            yield chunk\n",
+                "                _publish_uncommitted(connection, run)\n            yield chunk\n",
+            ),
+        ),
+        Kind.TICK,
+        "a worker was given a message whose job is not in Postgres",
+    ),
+)
+
+
+def all_red(seed: int) -> bool:
+    """Plays each mutant until it is red; says whether all of them were, for the expected reason."""
+    red = [_is_red(mutant, seed) for mutant in MUTANTS]
+    return all(red)
+
+
+def _is_red(mutant: Mutant, seed: int) -> bool:
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        copy = Path(folder)
+        for name in _COPIED:
+            source = _ROOT / name
+            shutil.copytree(source, copy / name) if source.is_dir() else shutil.copy(source, copy / name)
+        for change in mutant.changes:
+            _apply(change, copy)
+        output = _play(mutant, copy, seed)
+    broken = next((line for line in output.splitlines() if line.startswith(RED)), "")
+    red = mutant.difference in broken
+    say(
+        f"mutant, {mutant.name}: {'red' if red else 'NOT RED, or for another reason'}\n  {broken or output}"
+    )
+    return red
+
+
+def _apply(change: Change, copy: Path) -> None:
+    file = copy / change.file
+    text = file.read_text()
+    if text.count(change.old) != 1:
+        raise NotAsExpected(f"{change.file} has {text.count(change.old)} times: {change.old!r}")
+    file.write_text(text.replace(change.old, change.new))
+
+
+def _play(mutant: Mutant, copy: Path, seed: int) -> str:
+    ended = subprocess.run(
+        [sys.executable, "-m", "faults", "--only", mutant.kind.name],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy), "SEED": str(seed), "FAULTS": str(_FAULTS)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=_DEADLINE_SECONDS,
+        check=False,
+    )
+    return ended.stdout
