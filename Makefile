@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint coverage lock clean scheduler-daily scheduler-backfill
+.PHONY: help install demo bench test test-fuzz test-matrix test-faults lint coverage lock clean scheduler-daily scheduler-backfill
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,19 @@ demo: $(INSTALLED)  ## see one day's run, from Beat's ring to 1,000 completed jo
 
 test: $(INSTALLED)  ## run the whole test suite
 	@$(BIN)/python -m pytest
+
+test-fuzz: $(INSTALLED)  ## 20,000 odd inputs everywhere; 5,000 batches through both publishers
+	@FUZZ_INPUTS=20000 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_differential.py
+
+test-matrix: $(INSTALLED)  ## run it on PostgreSQL 15, Redis 7, PgBouncer, RabbitMQ
+	@scripts/install-pgbouncer.sh
+	@$(BIN)/python -m matrix
+
+bench: $(INSTALLED)  ## ticks against the stores' floor and Celery's idioms: an hour
+	@$(BIN)/python -m benchmarks --write docs
+
+test-faults: $(INSTALLED)  ## kill, stall, cut, flush, restart: 300 faults, at most 10 minutes
+	@$(BIN)/python -m faults
 
 lint: $(INSTALLED)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check

@@ -1,0 +1,1 @@
+"""How fast a tick is: against the stores' own floor, and against Celery's usual idioms."""

@@ -1,0 +1,78 @@
+"""Servers, and databases with users in them; each measurement gets a fresh copy. It measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.sql import SQL, Composed, Identifier
+from redis import Redis
+from sqlalchemy.engine import make_url
+
+from worker_scheduler.embedded import Servers
+from worker_scheduler.ledger.schema import upgrade
+
+_COPY = "bench"
+_USERS = """
+CREATE TABLE users (id uuid PRIMARY KEY, github_login text NOT NULL);
+INSERT INTO users SELECT gen_random_uuid(), 'user-' || number FROM generate_series(1, %d) AS number;
+CREATE UNIQUE INDEX users_github_login ON users (lower(github_login));
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A migrated database with users, and an empty Redis."""
+
+    database_url: str
+    redis_url: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process of the product needs; pauses and bounds are out of the way."""
+        return {
+            "DATABASE_URL": self.database_url,
+            "REDIS_URL": self.redis_url,
+            "ENQUEUE_SLEEP_SECONDS": "0",
+            "MAX_ENQUEUED_JOBS": "1000000000",
+            "LOG_LEVEL": "WARNING",
+        }
+
+
+class Sites:
+    """Copies of one database with so many users."""
+
+    def __init__(self, servers: Servers, users: int) -> None:
+        self._servers = servers
+        self._template = f"users_{users}"
+        self._administer(SQL("CREATE DATABASE {}").format(Identifier(self._template)))
+        upgrade(self._url(self._template))
+        with psycopg.connect(self._url(self._template), autocommit=True) as connection:
+            connection.execute((_USERS % users).encode())
+            connection.execute("VACUUM ANALYZE")
+
+    @contextmanager
+    def fresh(self) -> Iterator[Site]:
+        """A copy of its own; both stores are idle when it is handed out."""
+        copy, template = Identifier(_COPY), Identifier(self._template)
+        self._administer(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(copy))
+        self._administer(SQL("CREATE DATABASE {} TEMPLATE {}").format(copy, template))
+        with Redis.from_url(self._servers.redis_url) as redis:
+            redis.flushall()
+        self._administer(SQL("CHECKPOINT"))
+        yield Site(self._url(_COPY), self._servers.redis_url)
+
+    def drop(self) -> None:
+        """Makes room for the next size."""
+        for name in (_COPY, self._template):
+            self._administer(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
+
+    def _url(self, name: str) -> str:
+        url = make_url(self._servers.database_url).set(database=name)
+        return url.render_as_string(hide_password=False)
+
+    def _administer(self, statement: SQL | Composed) -> None:
+        with psycopg.connect(self._servers.database_url, autocommit=True) as connection:
+            connection.execute(statement)

@@ -1,0 +1,175 @@
+"""What is measured, each in a process of its own: `python -m benchmarks.subjects NAME BATCH_SIZE`.
+
+It prints one JSON object: when the work began (seconds since 1970), how long it took (seconds), and the
+most memory that the process ever had (KiB). Imports and preparations are not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, date, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from celery import group
+from redis import Redis
+from sqlalchemy import Connection, create_engine, insert, text
+
+from worker_scheduler import app, tick, wiring
+from worker_scheduler.ledger import tables
+from worker_scheduler.options import DailyOptions
+from worker_scheduler.publisher import GroupMessage, JobMessage
+from worker_scheduler.publisher.redis_bulk import render_template
+from worker_scheduler.settings import load
+
+DAY = date(2026, 11, 23)
+KEY = f"daily:{DAY}"
+TRIGGER = "scheduler.daily"
+PUSH_MESSAGES = 1000
+IDIOM_ROWS = 1000
+
+Work = Callable[[], object]
+
+_RUN = """
+INSERT INTO sync_runs (run_id, partition_key, kind, triggered_by, state, requested_by, created_at)
+VALUES (%s, %s, 'daily', %s, 'DISPATCHING', 'benchmark', now())
+"""
+_FLOOR_JOBS = """
+INSERT INTO sync_jobs (job_id, user_id, github_login, status, triggered_by, partition_key, created_at,
+                       run_id)
+SELECT job_id, id, github_login, 'PENDING', %s, %s, now(), %s FROM with_job_ids ORDER BY id
+"""
+
+
+def prepare_tick(batch_size: int) -> Work:
+    """`scheduler daily` from its first query to its last, pauses left out."""
+
+    def work() -> None:
+        options = DailyOptions(date=DAY, enqueue_batch_size=batch_size, enqueue_sleep_seconds=0)
+        with wiring.tick_context("benchmark", lambda _: None) as context:
+            report = tick.daily(context, options)
+        if report.failure is not None:
+            raise report.failure
+
+    return work
+
+
+def prepare_floor(batch_size: int) -> Work:
+    """One INSERT … SELECT of the same rows, then the same messages by LPUSH; nothing overlapped.
+
+    The ids of the jobs and the texts of the messages are made beforehand.
+    """
+    settings = load()
+    connection = psycopg.connect(settings.database_url.get_secret_value().replace("+psycopg", ""))
+    run_id = uuid4()
+    connection.execute(_RUN.encode(), [run_id, KEY, TRIGGER])
+    prefix = str(uuid4())[:28]
+    connection.execute(
+        "CREATE TEMPORARY TABLE with_job_ids AS SELECT id, github_login,"
+        " (%s || lpad(to_hex(row_number() OVER (ORDER BY id)), 8, '0'))::uuid AS job_id FROM users",
+        [prefix],
+    )
+    connection.execute("ANALYZE with_job_ids")
+    rows = connection.execute("SELECT job_id::text, id::text FROM with_job_ids ORDER BY id").fetchall()
+    connection.commit()
+    jobs = [JobMessage(job_id, user_id, KEY, TRIGGER, None) for job_id, user_id in rows]
+    template = render_template(app, "daily", jobs[0])
+    pushes = [
+        list(template.render(GroupMessage(uuid4(), "daily", "", jobs[first : first + PUSH_MESSAGES])))
+        for first in range(0, len(jobs), PUSH_MESSAGES)
+    ]
+    redis = Redis.from_url(settings.broker_url)
+    redis.ping()
+
+    def work() -> None:
+        connection.execute(_FLOOR_JOBS, [TRIGGER, KEY, run_id])
+        connection.commit()
+        for messages in pushes:
+            redis.lpush("daily", *messages)
+
+    return work
+
+
+def prepare_group(batch_size: int) -> Work:
+    """executemany of 1,000 rows, then `group(...).apply_async()` of a batch."""
+    return _idiom(batch_size, lambda producer: nullcontext())
+
+
+def prepare_group_in_batch(batch_size: int) -> Work:
+    """The same within kombu's `Producer.batch()`."""
+    return _idiom(batch_size, lambda producer: producer.batch(max_size=1000))
+
+
+def _idiom(batch_size: int, within: Callable[[Any], AbstractContextManager[object]]) -> Work:
+    engine = create_engine(load().database_url.get_secret_value())
+    app.loader.import_default_modules()
+    run_id = uuid4()
+
+    def publish(jobs: list[dict[str, Any]]) -> None:
+        task = app.tasks["sync_user"]
+        with app.producer_or_acquire() as producer, within(producer):
+            signatures = [
+                task.s(str(job["user_id"]), KEY, TRIGGER).set(task_id=str(job["job_id"]), queue="daily")
+                for job in jobs
+            ]
+            group(signatures).apply_async(producer=producer)
+
+    def write(connection: Connection, users: list[Any]) -> list[dict[str, Any]]:
+        now = datetime.now(UTC)
+        jobs = [_row(run_id, user_id, login, now) for user_id, login in users]
+        connection.execute(insert(tables.sync_jobs), jobs)
+        connection.commit()
+        return jobs
+
+    def work() -> None:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(_RUN, (run_id, KEY, TRIGGER))
+            users = connection.execute(text("SELECT id, github_login FROM users ORDER BY id")).all()
+            for first in range(0, len(users), IDIOM_ROWS):
+                jobs = write(connection, list(users[first : first + IDIOM_ROWS]))
+                for start in range(0, len(jobs), batch_size):
+                    publish(jobs[start : start + batch_size])
+
+    return work
+
+
+def _row(run_id: UUID, user_id: UUID, login: str, now: datetime) -> dict[str, Any]:
+    return {
+        "job_id": uuid4(),
+        "user_id": user_id,
+        "github_login": login,
+        "status": "PENDING",
+        "triggered_by": TRIGGER,
+        "partition_key": KEY,
+        "created_at": now,
+        "run_id": run_id,
+    }
+
+
+PREPARE: dict[str, Callable[[int], Work]] = {
+    "tick": prepare_tick,
+    "floor": prepare_floor,
+    "group": prepare_group,
+    "group-in-batch": prepare_group_in_batch,
+}
+
+
+def main() -> None:
+    """Prepares, works, and says how it went."""
+    name, batch_size = sys.argv[1], int(sys.argv[2])
+    work = PREPARE[name](batch_size)
+    began, started = time.time(), time.perf_counter()
+    work()
+    seconds = time.perf_counter() - started
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"began": began, "seconds": seconds, "peak_kib": peak_kib}))
+
+
+if __name__ == "__main__":
+    main()
