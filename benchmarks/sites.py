@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import psycopg
 from psycopg.sql import SQL, Composed, Identifier
 from redis import Redis
+from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
 from worker_scheduler.embedded import Servers
+from worker_scheduler.ledger import months
 from worker_scheduler.ledger.schema import upgrade
 
 _COPY = "bench"
@@ -49,6 +52,10 @@ class Sites:
         self._template = f"users_{users}"
         self._administer(SQL("CREATE DATABASE {}").format(Identifier(self._template)))
         upgrade(self._url(self._template))
+        engine = create_engine(make_url(self._url(self._template)).set(drivername="postgresql+psycopg"))
+        with engine.begin() as connection:
+            months.ensure(connection, months.new_run_id(datetime.now(UTC)))
+        engine.dispose()
         with psycopg.connect(self._url(self._template), autocommit=True) as connection:
             connection.execute((_USERS % users).encode())
             connection.execute("VACUUM ANALYZE")

@@ -10,9 +10,10 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, date, datetime
+from itertools import chain, zip_longest
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -23,9 +24,10 @@ from sqlalchemy import Connection, create_engine, insert, text
 
 from worker_scheduler import app, tick, wiring
 from worker_scheduler.ledger import tables
+from worker_scheduler.ledger.months import new_run_id
 from worker_scheduler.options import DailyOptions
-from worker_scheduler.publisher import GroupMessage, JobMessage
-from worker_scheduler.publisher.redis_bulk import render_template
+from worker_scheduler.publisher import JobMessage
+from worker_scheduler.publisher.redis_bulk import MessageTemplate, render_template
 from worker_scheduler.settings import load
 
 DAY = date(2026, 11, 23)
@@ -67,7 +69,7 @@ def prepare_floor(batch_size: int) -> Work:
     """
     settings = load()
     connection = psycopg.connect(settings.database_url.get_secret_value().replace("+psycopg", ""))
-    run_id = uuid4()
+    run_id = new_run_id(datetime.now(UTC))
     connection.execute(_RUN.encode(), [run_id, KEY, TRIGGER])
     prefix = str(uuid4())[:28]
     connection.execute(
@@ -78,11 +80,10 @@ def prepare_floor(batch_size: int) -> Work:
     connection.execute("ANALYZE with_job_ids")
     rows = connection.execute("SELECT job_id::text, id::text FROM with_job_ids ORDER BY id").fetchall()
     connection.commit()
-    jobs = [JobMessage(job_id, user_id, KEY, TRIGGER, None) for job_id, user_id in rows]
-    template = render_template(app, "daily", jobs[0])
+    template = render_template(app, JobMessage("daily", KEY, TRIGGER, None))
     pushes = [
-        list(template.render(GroupMessage(uuid4(), "daily", "", jobs[first : first + PUSH_MESSAGES])))
-        for first in range(0, len(jobs), PUSH_MESSAGES)
+        list(_rendered(template, rows[first : first + PUSH_MESSAGES]))
+        for first in range(0, len(rows), PUSH_MESSAGES)
     ]
     redis = Redis.from_url(settings.broker_url)
     redis.ping()
@@ -94,6 +95,21 @@ def prepare_floor(batch_size: int) -> Work:
             redis.lpush("daily", *messages)
 
     return work
+
+
+def _rendered(template: MessageTemplate, jobs: list[tuple[str, str]]) -> Iterator[str]:
+    """The same bytes as the tick's script makes of the template."""
+    group_id, tag = str(uuid4()), str(uuid4())[:28]
+    for index, (job_id, user_id) in enumerate(jobs):
+        value = {
+            "job": job_id,
+            "user": user_id,
+            "group": group_id,
+            "index": str(index),
+            "tag": f"{tag}{index:08x}",
+        }
+        filled = [value[gap] for gap in template.gaps]
+        yield "".join(chain.from_iterable(zip_longest(template.texts, filled, fillvalue="")))
 
 
 def prepare_group(batch_size: int) -> Work:
@@ -109,7 +125,7 @@ def prepare_group_in_batch(batch_size: int) -> Work:
 def _idiom(batch_size: int, within: Callable[[Any], AbstractContextManager[object]]) -> Work:
     engine = create_engine(load().database_url.get_secret_value())
     app.loader.import_default_modules()
-    run_id = uuid4()
+    run_id = new_run_id(datetime.now(UTC))
 
     def publish(jobs: list[dict[str, Any]]) -> None:
         task = app.tasks["sync_user"]

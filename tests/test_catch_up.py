@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -273,7 +274,9 @@ def test_a_slot_whose_tick_met_an_outage_is_started_after_it(
     from worker_scheduler.errors import StoreUnavailable
 
     class Away:
-        def publish(self, group_message: object) -> None:
+        repeatable = True
+
+        def publish(self, groups: object) -> list[UUID | None]:
             raise StoreUnavailable("the broker is away")
 
     (report,) = catch_up.ring(replace(context, publisher=Away()), DailyOptions())

@@ -9,10 +9,10 @@ import pytest
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
-from redis import Redis
 
 from tests.support.hypotheses import inputs
 from tests.support.messages import Broker, Message
+from worker_scheduler.job_ids import JobIds
 from worker_scheduler.publisher import GroupMessage, JobMessage, Publisher
 from worker_scheduler.publisher.broker import RedisBroker
 from worker_scheduler.publisher.group import GroupPublisher
@@ -63,10 +63,10 @@ def task_with(app: Celery, options: dict[str, Any]) -> Iterator[None]:
 
 def published(publisher: Publisher, group_message: GroupMessage, broker: Broker) -> list[dict[str, Any]]:
     """What a worker would take, decoded; the queue is empty afterwards."""
-    publisher.publish(group_message)
-    messages = broker.messages(group_message.queue)
-    with Redis.from_url(broker.url) as redis:
-        redis.delete(f"{broker.key_prefix}{group_message.queue}")
+    queue = group_message.message.queue
+    publisher.publish([group_message])
+    messages = broker.messages(queue)
+    broker.lose_queue(queue)
     tags = [UUID(message.raw["properties"].pop(RANDOM)) for message in messages]
     assert len(set(tags)) == len(group_message.jobs)
     return [decoded(message) for message in messages]
@@ -99,12 +99,9 @@ def test_both_publishers_say_the_same(
 ) -> None:
     group_message = GroupMessage(
         group_id=group_id,
-        queue=queue,
         marker=str(uuid4()),  # else a batch that was pushed before
-        jobs=[
-            JobMessage(str(job_id), str(user_id), partition_key, triggered_by, backfill_days)
-            for job_id, user_id in ids
-        ],
+        message=JobMessage(queue, partition_key, triggered_by, backfill_days),
+        jobs=JobIds.of((str(job_id), str(user_id)) for job_id, user_id in ids),
     )
     bulk = RedisBulkPublisher(app, broker.url, broker.key_prefix)
     group = GroupPublisher(app, RedisBroker(broker.url, broker.key_prefix))
@@ -117,9 +114,10 @@ def test_both_publishers_say_the_same(
 def test_a_time_in_a_message_is_that_of_its_batch(app: Celery, broker: Broker) -> None:
     """A run may last for hours: what its first batch says must not be repeated by its last."""
     bulk = RedisBulkPublisher(app, broker.url, broker.key_prefix)
-    job = JobMessage(str(uuid4()), str(uuid4()), "daily:2026-11-23", "scheduler.daily", None)
+    message = JobMessage("daily", "daily:2026-11-23", "scheduler.daily", None)
+    jobs = JobIds.of([(str(uuid4()), str(uuid4()))])
     with task_with(app, {"expires": 3600}):
         for _ in range(2):
-            bulk.publish(GroupMessage(uuid4(), "daily", str(uuid4()), [job]))
+            bulk.publish([GroupMessage(uuid4(), str(uuid4()), message, jobs)])
     first, second = (message.headers["expires"] for message in broker.messages("daily"))
     assert first < second

@@ -45,6 +45,7 @@ def options() -> DailyOptions:
 def four(deployed: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[TickContext]:
     monkeypatch.setenv("DISPATCH_CONCURRENCY", "4")
     monkeypatch.setenv("ENQUEUE_BATCH_SIZE", "5")
+    monkeypatch.setenv("ENQUEUE_SLEEP_SECONDS", "0.001")  # else one takes some thousand jobs at once
     with context_at(utc_now) as context:
         yield context
 

@@ -87,6 +87,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self, context: TickContext, connection: Connection, steps: list[int]) -> None:
         super().__init__()
         self.relation = context.relation
+        self.database = context.database
         self.connection = connection
         self.steps = steps
         self.now = NOON
@@ -98,7 +99,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.seen: dict[UUID, ModelJob] = {}
         # Everything that anybody has ever been handed, dead or alive.
         self.claims: list[ClaimedJob] = []
-        self.batch_claims: list[tuple[ClaimedBatch, UUID]] = []
+        self.batch_claims: list[tuple[list[ClaimedBatch], UUID]] = []
         self.due: list[tuple[list[DueJob], datetime]] = []
         for table in ("sync_batches", "sync_jobs", "sync_runs", "users"):
             connection.execute(text(f"DELETE FROM {table}"))
@@ -137,25 +138,26 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(pick=picks, limit=st.integers(1, 4), batch_size=st.integers(1, 3))
     def a_planner_writes_a_chunk(self, pick: int, limit: int, batch_size: int) -> None:
         key, run = self.pick_run(pick)
-        chunk = plan.plan_chunk(
-            self.connection,
-            run_id=run.run_id,
-            relation=self.relation,
-            skip_older_rows_of=None,
-            limit=limit,
-            batch_size=batch_size,
-            now=self.now,
-        )
+        with self.database.transaction() as connection:
+            chunk = plan.plan_chunk(
+                connection,
+                run_id=run.run_id,
+                relation=self.relation,
+                skip_older_rows_of=None,
+                limit=limit,
+                batch_size=batch_size,
+                now=self.now,
+            )
         if run.state != "PLANNING":
             assert (chunk.jobs, chunk.batches, chunk.done) == (0, 0, True)
             return
-        page = sorted(user for user in self.users if run.cursor is None or user > run.cursor)[:limit]
         having = {job.user_id for job in self.jobs.values() if job.run_id == run.run_id}
-        fresh = [user for user in page if user not in having]
-        assert chunk.jobs == len(fresh)
-        assert chunk.batches == ceil(len(fresh) / batch_size)
+        left = self.users - having
+        page = sorted(user for user in left if run.cursor is None or user > run.cursor)[:limit]
+        assert chunk.jobs == len(page)
+        assert chunk.batches == ceil(len(page) / batch_size)
         assert chunk.done == (len(page) < limit)
-        self.learn_what_was_planned(run, set(fresh))
+        self.learn_what_was_planned(run, set(page))
         self.runs[key] = replace(
             run, cursor=page[-1] if page else run.cursor, state="DISPATCHING" if chunk.done else "PLANNING"
         )
@@ -238,48 +240,58 @@ class LedgerMachine(RuleBasedStateMachine):
     # --- batches ------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.runs)
-    @rule(pick=picks)
-    def a_dispatcher_claims_a_batch(self, pick: int) -> None:
+    @rule(pick=picks, limit=st.integers(1, 3))
+    def a_dispatcher_claims_batches(self, pick: int, limit: int) -> None:
         _, run = self.pick_run(pick)
         identity = uuid4()
-        claimed = batches.claim_next(
-            self.connection, run.run_id, identity, self.now, self.now + BATCH_LEASE
+        claimed = batches.claim(
+            self.connection,
+            run.run_id,
+            identity,
+            limit=limit,
+            now=self.now,
+            claimed_until=self.now + BATCH_LEASE,
         )
-        free = [
+        free = sorted(
             number
             for (run_id, number), batch in self.batches.items()
             if run_id == run.run_id
             and batch.enqueued_at is None
             and (batch.claimed_until is None or batch.claimed_until <= self.now)
-        ]
-        assert (None if claimed is None else claimed.number) == min(free, default=None)
-        if claimed is not None:
-            at = run.run_id, claimed.number
+        )
+        assert [one.number for one in claimed] == free[:limit]
+        for one in claimed:
+            at = run.run_id, one.number
             batch = self.batches[at]
-            assert claimed.generation == batch.generation
+            assert one.generation == batch.generation
             waiting = [job for job in batch.jobs if self.waits(self.jobs[job])]
-            assert [as_uuid(job.job_id) for job in batches.jobs_of(self.connection, claimed)] == waiting
+            assert [as_uuid(job_id) for job_id, _ in one.jobs] == waiting
             self.batches[at] = replace(batch, claimed_by=identity, claimed_until=self.now + BATCH_LEASE)
+        if claimed:
             self.batch_claims.append((claimed, identity))
 
     @precondition(lambda self: self.batch_claims)
     @rule(pick=picks, published=st.booleans())
-    def a_dispatcher_ends_with_a_batch(self, pick: int, published: bool) -> None:
+    def a_dispatcher_ends_with_its_batches(self, pick: int, published: bool) -> None:
         claimed, identity = self.batch_claims[pick % len(self.batch_claims)]
-        at = claimed.run_id, claimed.number
-        batch = self.batches[at]
-        ours = batch.claimed_by == identity
+        ours = [
+            at for one in claimed if self.batches[at := (one.run_id, one.number)].claimed_by == identity
+        ]
+        changes: dict[str, Any] = {}
         if published:
             marked = batches.mark_enqueued(
-                self.connection, claimed, identity, broker_epoch=self.epoch, now=self.now
+                self.connection,
+                claimed,
+                identity,
+                broker_epochs=[self.epoch] * len(claimed),
+                now=self.now,
             )
-            changes: dict[str, Any] = {"enqueued_at": self.now, "epoch": self.epoch}
+            assert marked == {number for _, number in ours}
+            changes = {"enqueued_at": self.now, "epoch": self.epoch}
         else:
-            marked = batches.release(self.connection, claimed, identity)
-            changes = {}
-        assert marked == ours
-        if ours:
-            self.batches[at] = replace(batch, claimed_by=None, claimed_until=None, **changes)
+            batches.release(self.connection, claimed, identity)
+        for at in ours:
+            self.batches[at] = replace(self.batches[at], claimed_by=None, claimed_until=None, **changes)
 
     @rule()
     def the_broker_loses_its_data(self) -> None:
@@ -377,7 +389,7 @@ class LedgerMachine(RuleBasedStateMachine):
         claimed = self.pick_claim(pick)
         holds = self.holds(claimed)
         until = self.now + LEASE
-        assert jobs.extend_lease(self.connection, claimed.job_id, claimed.attempt, until) == holds
+        assert jobs.extend_lease(self.connection, claimed, until) == holds
         if holds:
             self.change(claimed.job_id, leased_until=until)
 

@@ -591,7 +591,7 @@ def test_a_heartbeating_job_is_never_taken(
     for _ in range(200):
         clock.forward(LEASE / 4)
         with context.database.autocommit() as connection:
-            assert jobs.extend_lease(connection, job_id, claimed.attempt, clock() + LEASE)
+            assert jobs.extend_lease(connection, claimed, clock() + LEASE)
         clock.forward(LEASE / 4 * 3 - INSTANT)
         assert reconciler.dead_workers(context) == 0
     with context.database.autocommit() as connection:
@@ -608,7 +608,7 @@ def test_who_was_given_up_on_can_neither_renew_nor_finish(
     successor = claim(context, job_id)
     before = ledger.job(job_id)
     with context.database.autocommit() as connection:
-        assert not jobs.extend_lease(connection, job_id, slow.attempt, clock() + 2 * LEASE)
+        assert not jobs.extend_lease(connection, slow, clock() + 2 * LEASE)
         assert not jobs.finish(connection, slow, JobStatus.FAILED, "too late", clock())
         assert not jobs.put_off(connection, slow, error_message="too late", not_before=clock())
     assert ledger.job(job_id) == before
@@ -676,7 +676,7 @@ def test_due_jobs_of_several_runs_get_each_their_own_message(
     assert said == {
         str(job["job_id"]): [
             *(str(job["user_id"]), job["partition_key"], job["triggered_by"]),
-            {"backfill_days": job["backfill_days"]},
+            {} if job["backfill_days"] is None else {"backfill_days": job["backfill_days"]},
         ]
         for job in ledger.jobs()
     }

@@ -30,9 +30,9 @@ def dispatch(context: TickContext, partition_key: str) -> Report:
     report.run_id, report.triggered_by = run.run_id, run.triggered_by
     started = context.clock()
     try:
-        _until_none_is_left(
-            context, dispatcher_of(context, context.settings.enqueue_sleep_seconds), run, report
-        )
+        settings = context.settings
+        dispatcher = dispatcher_of(context, settings.enqueue_batch_size, settings.enqueue_sleep_seconds)
+        _until_none_is_left(context, dispatcher, run, report)
         report.outcome = "enqueued" if report.jobs_enqueued else "nothing_to_do"
     except SchedulerError as error:
         report.end(error)

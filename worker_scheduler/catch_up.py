@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from uuid import uuid4
 
 import structlog
 
 from worker_scheduler import slots, tick
 from worker_scheduler.context import TickContext
-from worker_scheduler.ledger import runs
+from worker_scheduler.ledger import months, runs
 from worker_scheduler.ledger.tables import RunState
 from worker_scheduler.options import DailyOptions
 from worker_scheduler.report import Report
@@ -97,7 +96,7 @@ def _note_missed(context: TickContext, missed: tuple[Slot, ...]) -> None:
         with context.database.autocommit() as connection:
             noted = runs.record_missed(
                 connection,
-                run_id=uuid4(),
+                run_id=months.new_run_id(context.clock()),
                 partition_key=slots.daily_partition(slot.day),
                 triggered_by=tick.DAILY_TRIGGER,
                 requested_by=context.requested_by,

@@ -11,6 +11,7 @@ from celery import Celery
 from celery.schedules import crontab
 
 from worker_scheduler.errors import ConfigurationError
+from worker_scheduler.publisher.slim import SlimMessages
 from worker_scheduler.settings import load
 
 DAILY_TICK = "scheduler.daily_tick"
@@ -43,7 +44,7 @@ def _our_celeryconfig() -> ModuleType:
 
 
 def _create_app() -> Celery:
-    app = Celery("worker_scheduler", include=["worker_scheduler.tasks"])
+    app = Celery("worker_scheduler", include=["worker_scheduler.tasks"], amqp=SlimMessages)
     app.config_from_object(_our_celeryconfig())
     settings = load()
     interval = settings.reconcile_interval_seconds

@@ -1,7 +1,7 @@
-"""Dispatch: claims planned batches, publishes each, marks it enqueued. It writes no job.
+"""Dispatch: claims planned batches, publishes each, marks them enqueued. It writes no job.
 
-Between claim and mark no transaction is open: the claim is a lease in the batch's row. A crash in
-between leaves the batch unsent and its lease to run out.
+Between claim and mark no transaction is open: the claim is a lease in each batch's row. A crash in
+between leaves the batches unsent and their leases to run out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from worker_scheduler.ledger.runs import Run
 from worker_scheduler.publisher import GroupMessage, JobMessage, Publisher
 from worker_scheduler.room import Room
 
+_JOBS_AT_ONCE = 5000
+"""Batches are claimed, pushed and marked in bundles of so many jobs, each with one round trip: some ten
+milliseconds, so that the trips cost nothing and a crash leaves little to wait for.
+"""
+
 _LOOK_SECONDS = 0.5
 """Between two looks at a queue that is full."""
 
@@ -32,7 +37,8 @@ log = structlog.get_logger(__name__)
 class Dispatcher:
     """Dispatches batches through one publisher, `sleep_seconds` apart, while the queue has room.
 
-    pause: waits so many seconds. patient: whether it waits for room, or leaves the rest.
+    batch_size: jobs a batch, about. pause: waits so many seconds. patient: whether it waits for room,
+    or leaves the rest.
     """
 
     database: Database
@@ -40,6 +46,7 @@ class Dispatcher:
     clock: Clock
     lease: Lease
     pause: Callable[[float], None]
+    batch_size: int
     sleep_seconds: float
     room: Room
     patient: bool
@@ -49,15 +56,13 @@ class Dispatcher:
     def dispatch(self, run: Run) -> Iterator[int]:
         """Sends every unsent batch of `run` for which there is room; yields the number of jobs of each.
 
-        Raises StoreUnavailable from Postgres or the broker; the batch in hand is given back.
+        Raises StoreUnavailable from Postgres or the broker; the batches in hand are given back.
         """
-        while True:
-            if not self._pause_between_batches(run) or not self._wait_for_room(run):
+        while self._pause_between_batches(run) and self._wait_for_room(run):
+            claimed = self._claim(run)
+            if not claimed:
                 return
-            batch = self._claim(run)
-            if batch is None:
-                return
-            yield self._send(run, batch)
+            yield from self._send(run, claimed)
             self._sent_before = True
 
     def close(self, run: Run) -> None:
@@ -91,55 +96,66 @@ class Dispatcher:
         with self.database.autocommit() as connection:
             return batches.has_unsent(connection, run.run_id)
 
-    def _claim(self, run: Run) -> ClaimedBatch | None:
+    def _claim(self, run: Run) -> list[ClaimedBatch]:
         now = self.clock()
         with self.database.autocommit() as connection:
-            return batches.claim_next(connection, run.run_id, self.identity, now, self.lease.until(now))
-
-    def _send(self, run: Run, batch: ClaimedBatch) -> int:
-        with self.database.autocommit() as connection:
-            jobs = batches.jobs_of(connection, batch)
-        messages = [
-            JobMessage(
-                job_id=job.job_id,
-                user_id=job.user_id,
-                partition_key=run.partition_key,
-                triggered_by=run.triggered_by,
-                backfill_days=run.backfill_days,
+            return batches.claim(
+                connection,
+                run.run_id,
+                self.identity,
+                limit=self._batches_at_once,
+                now=now,
+                claimed_until=self.lease.until(now),
             )
-            for job in jobs
+
+    @property
+    def _batches_at_once(self) -> int:
+        """One where each must be followed by a pause or a look at the queue, or might be doubled."""
+        if self.sleep_seconds or self.room.max_depth is not None or not self.publisher.repeatable:
+            return 1
+        return max(1, _JOBS_AT_ONCE // self.batch_size)
+
+    def _send(self, run: Run, claimed: list[ClaimedBatch]) -> list[int]:
+        message = JobMessage(
+            queue=run.kind.value,
+            partition_key=run.partition_key,
+            triggered_by=run.triggered_by,
+            backfill_days=run.backfill_days,
+        )
+        groups = [
+            GroupMessage(
+                group_id=batch.group_id,
+                marker=f"{run.run_id}:{batch.number}:{batch.generation}",
+                message=message,
+                jobs=batch.jobs,
+            )
+            for batch in claimed
         ]
         try:
-            epoch = self.publisher.publish(
-                GroupMessage(
-                    group_id=batch.group_id,
-                    queue=run.kind.value,
-                    marker=f"{run.run_id}:{batch.number}:{batch.generation}",
-                    jobs=messages,
-                )
-            )
+            epochs = self.publisher.publish(groups)
         except BaseException:  # Ctrl-C, too: the next tick need not wait for the lease
-            self._give_back(batch)
+            self._give_back(claimed)
             raise
-        self._mark_enqueued(run, batch, epoch)
-        return len(messages)
+        self._mark_enqueued(run, claimed, epochs)
+        return [len(batch.jobs) for batch in claimed]
 
-    def _mark_enqueued(self, run: Run, batch: ClaimedBatch, epoch: UUID | None) -> None:
+    def _mark_enqueued(self, run: Run, claimed: list[ClaimedBatch], epochs: list[UUID | None]) -> None:
         with self.database.autocommit() as connection:
             ours = batches.mark_enqueued(
-                connection, batch, self.identity, broker_epoch=epoch, now=self.clock()
+                connection, claimed, self.identity, broker_epochs=epochs, now=self.clock()
             )
-        if not ours:
-            log.warning(
-                "batch lease ran out while publishing; its messages may be doubled, its jobs not",
-                partition_key=run.partition_key,
-                batch=batch.number,
-            )
+        for batch in claimed:
+            if batch.number not in ours:
+                log.warning(
+                    "batch lease ran out while publishing; its messages may be doubled, its jobs not",
+                    partition_key=run.partition_key,
+                    batch=batch.number,
+                )
 
-    def _give_back(self, batch: ClaimedBatch) -> None:
+    def _give_back(self, claimed: list[ClaimedBatch]) -> None:
         try:
             with self.database.autocommit() as connection:
-                batches.release(connection, batch, self.identity)
+                batches.release(connection, claimed, self.identity)
         except StoreUnavailable as error:
-            # The broker's fault is the one to report; the lease frees the batch by itself.
-            log.warning("batch not given back, its lease will run out", error=str(error))
+            # The broker's fault is the one to report; the lease frees the batches by itself.
+            log.warning("batches not given back, their lease will run out", error=str(error))

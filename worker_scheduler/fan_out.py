@@ -37,7 +37,7 @@ def fan_out(
         with context.database.autocommit() as connection:
             return runs.renew(connection, run.run_id, lease.until(context.clock()))
 
-    dispatcher = dispatcher_of(context, sleep_seconds)
+    dispatcher = dispatcher_of(context, batch_size, sleep_seconds)
     planner = Planner(context.database, context.relation, context.clock)
     unsent_before = _unsent_jobs(context, run)
     try:
@@ -57,7 +57,7 @@ def fan_out(
         )
 
 
-def dispatcher_of(context: TickContext, sleep_seconds: float) -> Dispatcher:
+def dispatcher_of(context: TickContext, batch_size: int, sleep_seconds: float) -> Dispatcher:
     """A dispatcher of this process."""
     return Dispatcher(
         database=context.database,
@@ -65,6 +65,7 @@ def dispatcher_of(context: TickContext, sleep_seconds: float) -> Dispatcher:
         clock=context.clock,
         lease=context.settings.batch_lease,
         pause=context.pause,
+        batch_size=batch_size,
         sleep_seconds=sleep_seconds,
         room=Room(context.broker, context.settings.max_queue_depth),
         patient=context.patient,

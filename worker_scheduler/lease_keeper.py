@@ -15,6 +15,7 @@ from worker_scheduler.clock import Clock
 from worker_scheduler.leases import Lease
 from worker_scheduler.ledger import jobs
 from worker_scheduler.ledger.database import Database
+from worker_scheduler.ledger.jobs import ClaimedJob
 
 
 @dataclass
@@ -25,8 +26,8 @@ class LeaseKeeper:
     clock: Clock
     lease: Lease
     active: Callable[[], Iterable[UUID]]
-    # Which attempt is this worker's: seen at the first beat, long before a lease can have run out.
-    _attempts: dict[UUID, int] = field(default_factory=dict)
+    # Which attempts are this worker's: seen at the first beat, long before a lease can have run out.
+    _attempts: dict[UUID, ClaimedJob] = field(default_factory=dict)
 
     def beat(self) -> bool:
         """Extends each active job's lease; always True, since the next job has another lease."""
@@ -36,9 +37,9 @@ class LeaseKeeper:
             return True
         with self.database.autocommit() as connection:
             for job_id in active - self._attempts.keys():
-                attempt = jobs.running_attempt(connection, job_id)
+                attempt = jobs.running(connection, job_id)
                 if attempt is not None:
                     self._attempts[job_id] = attempt
-            for job_id, attempt in self._attempts.items():
-                jobs.extend_lease(connection, job_id, attempt, self.lease.until(self.clock()))
+            for attempt in self._attempts.values():
+                jobs.extend_lease(connection, attempt, self.lease.until(self.clock()))
         return True

@@ -1,4 +1,4 @@
-"""The options of a tick, parsed and checked: the same for the CLI and for the Celery tasks.
+"""The options of ticks and of prune, parsed and checked: the same for the CLI and for Celery tasks.
 
 Every value may come as text (the command line) or as JSON (a task's arguments). What it does not
 check is whether the users exist: that is asked of Postgres by `users.py`.
@@ -88,7 +88,7 @@ def _text(value: object) -> object:
     return value
 
 
-Options = TypeVar("Options", bound="TickOptions")
+Options = TypeVar("Options", bound=BaseModel)
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Text = Annotated[str | None, BeforeValidator(_text)]
 
@@ -154,6 +154,15 @@ class BackfillOptions(TickOptions):
         return self.user_ids is not None or self.github_logins is not None
 
 
+class PruneOptions(BaseModel):
+    """`scheduler prune`. older_than: days."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    older_than: values.Age
+    dry_run: Flag = False
+
+
 _ALLOWED = {
     "enqueue_batch_size": "a whole number from 1 to 5000",
     "enqueue_sleep_seconds": "a number of seconds from 0 to 3600",
@@ -168,6 +177,7 @@ _ALLOWED = {
     "campaign": "[A-Za-z0-9._-]{1,64}, without --partition-key",
     "backfill_max_users": "a whole number from 0",
     "confirm": "true or false",
+    "older_than": "a number of days from 1 to 3650, such as 90d",
 }
 
 
@@ -186,6 +196,11 @@ def parse_daily(given: Mapping[str, object]) -> DailyOptions:
 def parse_backfill(given: Mapping[str, object]) -> BackfillOptions:
     """Raises BadInput naming every fault at once."""
     return _parse(BackfillOptions, given)
+
+
+def parse_prune(given: Mapping[str, object]) -> PruneOptions:
+    """Raises BadInput naming every fault at once."""
+    return _parse(PruneOptions, given)
 
 
 def _parse(model: type[Options], given: Mapping[str, object]) -> Options:

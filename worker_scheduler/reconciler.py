@@ -20,6 +20,7 @@ import structlog
 from worker_scheduler import catch_up, fan_out, tick
 from worker_scheduler.context import TickContext
 from worker_scheduler.errors import SchedulerError
+from worker_scheduler.job_ids import JobIds
 from worker_scheduler.ledger import batches, locks, rescue, runs, schema
 from worker_scheduler.ledger.rescue import DueJob
 from worker_scheduler.ledger.runs import Run
@@ -218,18 +219,20 @@ def _mark_messages_gone(context: TickContext, run: Run) -> int:
 
 def _publish_anew(context: TickContext, jobs: list[DueJob]) -> None:
     """One group a partition: the messages of a group differ in nothing but their ids."""
-    for _, alike in groupby(sorted(jobs, key=_partition), key=_partition):
-        messages = [JobMessage(**vars(job)) for job in alike]
-        queue = _queue_of(messages[0])
-        context.publisher.publish(
-            GroupMessage(group_id=uuid4(), queue=queue.value, marker=f"due:{uuid4()}", jobs=messages)
+    groups = []
+    for (partition_key, triggered_by, days), alike in groupby(sorted(jobs, key=_partition), key=_partition):
+        queue = Kind.DAILY if triggered_by == tick.DAILY_TRIGGER else Kind.BACKFILL
+        groups.append(
+            GroupMessage(
+                group_id=uuid4(),
+                marker=f"due:{uuid4()}",
+                message=JobMessage(queue.value, partition_key, triggered_by, days or None),
+                jobs=JobIds.of((job.job_id, job.user_id) for job in alike),
+            )
         )
+    context.publisher.publish(groups)
 
 
 def _partition(job: DueJob) -> tuple[str, str, int]:
-    # All three, since an older scheduler's rows may share a key with ours.
+    # All three, since an older scheduler's rows may share a key with ours. None does not sort.
     return job.partition_key, job.triggered_by, job.backfill_days or 0
-
-
-def _queue_of(job: JobMessage) -> Kind:
-    return Kind.DAILY if job.triggered_by == tick.DAILY_TRIGGER else Kind.BACKFILL

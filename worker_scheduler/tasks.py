@@ -18,7 +18,7 @@ from worker_scheduler.celery_app import BACKFILL, DAILY_TICK, DISPATCH, RECONCIL
 from worker_scheduler.errors import ConfigurationError, SchedulerError, StoreUnavailable
 from worker_scheduler.handler import load_handler
 from worker_scheduler.heartbeat import beating
-from worker_scheduler.publisher.group import SYNC_USER
+from worker_scheduler.publisher import SYNC_USER
 from worker_scheduler.report import Report
 from worker_scheduler.settings import load
 from worker_scheduler.worker import process_worker

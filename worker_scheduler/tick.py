@@ -11,12 +11,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
-from uuid import uuid4
 
 from worker_scheduler import fan_out, lock, slots, users
 from worker_scheduler.context import TickContext
 from worker_scheduler.errors import Refused, SchedulerError
-from worker_scheduler.ledger import batches, runs, schema
+from worker_scheduler.ledger import batches, months, runs, schema
 from worker_scheduler.ledger import users as users_sql
 from worker_scheduler.ledger.runs import NewRun, Run
 from worker_scheduler.ledger.tables import Kind
@@ -148,6 +147,11 @@ def _refuse_another_runs_key(context: TickContext, request: _Request) -> None:
             f"partition {request.partition_key} belongs to a {run.kind} run{days}:"
             " choose another --partition-key or --campaign"
         )
+    if run is not None and run.pruned_at is not None:
+        raise Refused(
+            f"partition {request.partition_key} was pruned on {run.pruned_at:%Y-%m-%d}, so nobody knows any"
+            " more who has had a job: use a backfill"
+        )
 
 
 def _rehearse(context: TickContext, request: _Request, selection: Selection, report: Report) -> None:
@@ -177,7 +181,7 @@ def _open(context: TickContext, request: _Request, selection: Selection) -> Run:
         run = runs.open_run(
             connection,
             NewRun(
-                run_id=uuid4(),
+                run_id=months.new_run_id(now),
                 partition_key=request.partition_key,
                 kind=request.kind,
                 triggered_by=request.triggered_by,
@@ -189,7 +193,7 @@ def _open(context: TickContext, request: _Request, selection: Selection) -> Run:
             now=now,
             leased_until=context.settings.lease.until(now),
         )
-    if run is None:  # made by somebody else since we looked
+    if run is None:  # made, or pruned, by somebody else since we looked
         _refuse_another_runs_key(context, request)
         raise Refused(f"partition {request.partition_key} belongs to another run")
     return run

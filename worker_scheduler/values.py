@@ -53,6 +53,7 @@ JobCount = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=MAX_BIG
 UserCount = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=MAX_BIGINT)]
 BackfillDays = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=3650)]
 Days = Annotated[int, BeforeValidator(_days), Field(ge=0, le=366)]
+Age = Annotated[int, BeforeValidator(_days), Field(ge=1, le=3650)]
 Concurrency = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=64)]
 Visibility = Annotated[int, BeforeValidator(_whole_number), Field(ge=2, le=86_400)]
 Interval = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=3600)]

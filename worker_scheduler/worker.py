@@ -11,7 +11,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from typing import TypeVar
@@ -127,7 +127,7 @@ class Worker:
             return
         try:
             with beating(lambda: self._extend(claimed), self.lease.heartbeat_seconds, f"job {job_id}"):
-                yield SyncJob(**asdict(claimed))
+                yield _sync_job(claimed)
         except SkipJob as skip:
             self._finish(claimed, JobStatus.SKIPPED, storable(_text_of(skip)))
         except RetryLater as retry:
@@ -170,7 +170,7 @@ class Worker:
 
     def _extend(self, job: ClaimedJob) -> bool:
         with self.database.autocommit() as connection:
-            return jobs.extend_lease(connection, job.job_id, job.attempt, self.lease.until(self.clock()))
+            return jobs.extend_lease(connection, job, self.lease.until(self.clock()))
 
     def _finish(self, job: ClaimedJob, status: JobStatus, message: str | None) -> None:
         def finish() -> bool:
@@ -228,6 +228,18 @@ class Worker:
             with attempt:
                 return step()
         raise AssertionError("unreachable: Retrying returns or raises")
+
+
+def _sync_job(claimed: ClaimedJob) -> SyncJob:
+    return SyncJob(
+        job_id=claimed.job_id,
+        user_id=claimed.user_id,
+        github_login=claimed.github_login,
+        partition_key=claimed.partition_key,
+        triggered_by=claimed.triggered_by,
+        backfill_days=claimed.backfill_days,
+        attempt=claimed.attempt,
+    )
 
 
 def storable(text: str) -> str:

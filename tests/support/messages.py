@@ -1,6 +1,5 @@
 """Looks into a Redis broker: which messages wait in which queue. It consumes none."""
 
-import base64
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +27,8 @@ class Message:
     @property
     def body(self) -> list[Any]:
         """Arguments, keyword arguments, and what Celery adds."""
-        assert self.raw["properties"]["body_encoding"] == "base64"
-        body: list[Any] = json.loads(base64.b64decode(self.raw["body"]))
+        assert self.raw["properties"]["body_encoding"] == "utf-8"
+        body: list[Any] = json.loads(self.raw["body"])
         return body
 
 

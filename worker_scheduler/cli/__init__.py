@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from worker_scheduler.cli import check, migrate, reconcile, status, ticks
+from worker_scheduler.cli import check, migrate, prune, reconcile, status, ticks
 from worker_scheduler.cli.output import print_error, print_faults
 from worker_scheduler.errors import BadInput, SchedulerError
 
@@ -26,6 +26,7 @@ application.command("backfill")(ticks.backfill)
 application.command("reconcile")(reconcile.reconcile)
 application.command("status")(status.status)
 application.command("migrate")(migrate.migrate)
+application.command("prune")(prune.prune)
 application.command("check")(check.check)
 
 

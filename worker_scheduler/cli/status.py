@@ -12,6 +12,7 @@ from worker_scheduler.errors import BadInput, Refused
 from worker_scheduler.ledger import batches, jobs, runs, schema
 from worker_scheduler.ledger.database import Database
 from worker_scheduler.ledger.runs import Run
+from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.redaction import show
 from worker_scheduler.settings import load
 from worker_scheduler.slots import PARTITION_KEY
@@ -57,9 +58,17 @@ def _row(connection: Connection, partition_key: str, run: Run | None) -> dict[st
         # No run: rows of an older scheduler.
         "state": None if run is None else run.state.value,
         "created_at": None if run is None else run.created_at.isoformat(),
-        "jobs": jobs.count_by_status(connection, partition_key),
+        "pruned_at": None if run is None or run.pruned_at is None else run.pruned_at.isoformat(),
+        "jobs": _counts(connection, partition_key, run),
         "not_enqueued": 0 if run is None else batches.unsent_jobs(connection, run.run_id),
     }
+
+
+def _counts(connection: Connection, partition_key: str, run: Run | None) -> dict[str, int]:
+    if run is None or run.pruned_at is None:
+        return jobs.count_by_status(connection, partition_key)
+    ended = {"COMPLETED": run.completed, "FAILED": run.failed, "SKIPPED": run.skipped}
+    return {status.value: ended.get(status.value) or 0 for status in JobStatus}
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -1,76 +1,70 @@
-"""SQL of sync_batches: claims a batch under a lease, reads its jobs, marks it. No job row changes."""
+"""SQL of sync_batches: claims batches with their jobs under a lease, marks them. No job row changes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from worker_scheduler.job_ids import JobIds
+
 
 @dataclass(frozen=True)
 class ClaimedBatch:
-    """A batch that is ours to publish until its lease runs out."""
+    """A batch that is ours to publish until its lease runs out. jobs: those of it that still wait."""
 
     run_id: UUID
     number: int
     group_id: UUID
     generation: int
-    jobs: int
-    first_job_id: UUID
-    last_job_id: UUID
-
-
-@dataclass(frozen=True)
-class BatchJob:
-    """A job of a batch, as its message needs it: ids as text."""
-
-    job_id: str
-    user_id: str
+    jobs: JobIds
 
 
 # SKIP LOCKED: dispatchers that meet take different batches instead of waiting for each other.
+# The ids as one text: a row an id would cost more to take apart here than to read there.
 _CLAIM = text(
     """
-    UPDATE sync_batches SET claimed_by = :claimed_by, claimed_until = :claimed_until
-    WHERE (run_id, number) = (
+    WITH free AS (
         SELECT run_id, number FROM sync_batches
         WHERE run_id = :run_id AND enqueued_at IS NULL
             AND (claimed_until IS NULL OR claimed_until <= :now)
-        ORDER BY number LIMIT 1 FOR UPDATE SKIP LOCKED)
-        AND enqueued_at IS NULL
-    RETURNING run_id, number, group_id, generation, jobs, first_job_id, last_job_id
+        ORDER BY number LIMIT :limit FOR UPDATE SKIP LOCKED
+    ), claimed AS (
+        UPDATE sync_batches b SET claimed_by = :claimed_by, claimed_until = :claimed_until
+        FROM free WHERE b.run_id = free.run_id AND b.number = free.number AND b.enqueued_at IS NULL
+        RETURNING b.run_id, b.number, b.group_id, b.generation, b.first_job_id, b.last_job_id
+    )
+    SELECT c.run_id, c.number, c.group_id, c.generation, coalesce(ids.of_all, '') AS jobs
+    FROM claimed c CROSS JOIN LATERAL (
+        SELECT string_agg(waiting.ids, '') AS of_all FROM (
+            SELECT CAST(j.job_id AS text) || CAST(j.user_id AS text) AS ids FROM sync_jobs j
+            WHERE j.job_id BETWEEN c.first_job_id AND c.last_job_id AND j.run_id = :run_id
+                AND j.status = 'PENDING' AND j.not_before IS NULL
+            ORDER BY j.job_id) waiting) ids
+    ORDER BY c.number
     """
 )
 
-# As one text: a row an id would cost more to take apart here than to read there.
-_JOBS = text(
-    """
-    SELECT coalesce(string_agg(CAST(job_id AS text) || CAST(user_id AS text), '' ORDER BY job_id), '')
-    FROM sync_jobs
-    WHERE job_id BETWEEN :first_job_id AND :last_job_id AND run_id = :run_id AND status = 'PENDING'
-        AND not_before IS NULL
-    """
-)
-_ID = 36
-"""Characters of a UUID as text."""
+# Of several batches at once, by arrays of the same length.
+_OURS = """
+    FROM unnest(CAST(:numbers AS integer[]), CAST(:epochs AS uuid[])) AS ours(number, broker_epoch)
+    WHERE b.run_id = :run_id AND b.number = ours.number
+        AND b.enqueued_at IS NULL AND b.claimed_by = :claimed_by
+"""
 
 _ENQUEUED = text(
-    """
-    UPDATE sync_batches SET enqueued_at = :now, broker_epoch = :broker_epoch,
+    f"""
+    UPDATE sync_batches b SET enqueued_at = :now, broker_epoch = ours.broker_epoch,
         claimed_by = NULL, claimed_until = NULL
-    WHERE run_id = :run_id AND number = :number AND enqueued_at IS NULL AND claimed_by = :claimed_by
+    {_OURS}
+    RETURNING b.number
     """
 )
 
-_RELEASE = text(
-    """
-    UPDATE sync_batches SET claimed_by = NULL, claimed_until = NULL
-    WHERE run_id = :run_id AND number = :number AND enqueued_at IS NULL AND claimed_by = :claimed_by
-    """
-)
+_RELEASE = text(f"UPDATE sync_batches b SET claimed_by = NULL, claimed_until = NULL {_OURS}")
 
 # Sent in an earlier life of the broker's data: its messages are gone. Where a job of it still waits,
 # the whole batch is unsent again, as a new generation; where none does, it is only noted as seen.
@@ -114,48 +108,47 @@ _UNSENT_JOBS = text(
 )
 
 
-def claim_next(
-    connection: Connection, run_id: UUID, claimed_by: UUID, now: datetime, claimed_until: datetime
-) -> ClaimedBatch | None:
-    """The first unsent batch that nobody holds, now held by us; None where there is none."""
-    row = connection.execute(
+def claim(
+    connection: Connection,
+    run_id: UUID,
+    claimed_by: UUID,
+    *,
+    limit: int,
+    now: datetime,
+    claimed_until: datetime,
+) -> list[ClaimedBatch]:
+    """The first unsent batches that nobody holds, now held by us; at most `limit`."""
+    rows = connection.execute(
         _CLAIM,
-        {"run_id": run_id, "claimed_by": claimed_by, "now": now, "claimed_until": claimed_until},
-    ).one_or_none()
-    return None if row is None else ClaimedBatch(**row._mapping)
-
-
-def jobs_of(connection: Connection, batch: ClaimedBatch) -> list[BatchJob]:
-    """The batch's jobs that still wait, in the order of their ids."""
-    ids: str = connection.execute(
-        _JOBS,
         {
-            "run_id": batch.run_id,
-            "first_job_id": batch.first_job_id,
-            "last_job_id": batch.last_job_id,
+            "run_id": run_id,
+            "claimed_by": claimed_by,
+            "limit": limit,
+            "now": now,
+            "claimed_until": claimed_until,
         },
-    ).scalar_one()
-    return [
-        BatchJob(job_id=ids[start : start + _ID], user_id=ids[start + _ID : start + 2 * _ID])
-        for start in range(0, len(ids), 2 * _ID)
-    ]
+    )
+    return [ClaimedBatch(**{**row._mapping, "jobs": JobIds(row.jobs)}) for row in rows]
 
 
 def mark_enqueued(
     connection: Connection,
-    batch: ClaimedBatch,
+    claimed: Sequence[ClaimedBatch],
     claimed_by: UUID,
     *,
-    broker_epoch: UUID | None,
+    broker_epochs: Sequence[UUID | None],
     now: datetime,
-) -> bool:
-    """Claimed by us → enqueued; False where the lease ran out and another holds it."""
-    return _move(connection, _ENQUEUED, batch, claimed_by, broker_epoch=broker_epoch, now=now)
+) -> set[int]:
+    """Claimed by us → enqueued, each in its life of the broker's data; the numbers of those that were
+    still ours.
+    """
+    parameters = _ours(claimed, claimed_by, broker_epochs)
+    return set(connection.execute(_ENQUEUED, {**parameters, "now": now}).scalars())
 
 
-def release(connection: Connection, batch: ClaimedBatch, claimed_by: UUID) -> bool:
+def release(connection: Connection, claimed: Sequence[ClaimedBatch], claimed_by: UUID) -> None:
     """Claimed by us → unclaimed, so that the next tick need not wait for the lease."""
-    return _move(connection, _RELEASE, batch, claimed_by)
+    connection.execute(_RELEASE, _ours(claimed, claimed_by, [None] * len(claimed)))
 
 
 def broker_epochs(connection: Connection, run_ids: Iterable[UUID]) -> set[UUID]:
@@ -189,8 +182,12 @@ def unsent_jobs(connection: Connection, run_id: UUID) -> int:
     return int(connection.execute(_UNSENT_JOBS, {"run_id": run_id}).scalar_one())
 
 
-def _move(
-    connection: Connection, statement: object, batch: ClaimedBatch, claimed_by: UUID, **more: object
-) -> bool:
-    parameters = {"run_id": batch.run_id, "number": batch.number, "claimed_by": claimed_by, **more}
-    return connection.execute(statement, parameters).rowcount == 1  # type: ignore[call-overload, no-any-return]
+def _ours(
+    claimed: Sequence[ClaimedBatch], claimed_by: UUID, epochs: Sequence[UUID | None]
+) -> dict[str, object]:
+    return {
+        "run_id": claimed[0].run_id,
+        "numbers": [batch.number for batch in claimed],
+        "epochs": [None if epoch is None else str(epoch) for epoch in epochs],
+        "claimed_by": claimed_by,
+    }

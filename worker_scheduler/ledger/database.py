@@ -113,12 +113,12 @@ def _is_outage(error: DBAPIError, state: str | None) -> bool:
     """Whether the server, not the statement, is at fault.
 
     SQLSTATE classes: 08 connection, 28 and 3D it does not let us in, 53 out of resources,
-    57 shut down or cancelled, 58 its disk.
+    57 shut down or cancelled, 58 its disk; 55P03 somebody else holds a lock for too long.
     """
     if state is None:
         # No SQLSTATE: the driver never had an answer.
         return type(error.orig).__name__ in {"OperationalError", "ConnectionTimeout"}
-    return state[:2] in {"08", "28", "3D", "53", "57", "58"}
+    return state[:2] in {"08", "28", "3D", "53", "57", "58"} or state == "55P03"
 
 
 def _place(url: URL) -> str:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from worker_scheduler.ledger.months import month_of, run_ids_of
 from worker_scheduler.ledger.tables import JobStatus
 
 
@@ -16,6 +17,7 @@ class ClaimedJob:
     """A job that is ours to do, under this attempt number, until its lease runs out."""
 
     job_id: UUID
+    run_id: UUID | None
     user_id: UUID
     github_login: str | None
     partition_key: str
@@ -24,12 +26,17 @@ class ClaimedJob:
     attempt: int
 
 
+# Where to look for a job: in the month of which its id is, or of its run; NULL: an older scheduler's row.
+# Without it Postgres would look into every month, and plan to.
+_IN_RUNS = "(run_id BETWEEN :first_run_id AND :last_run_id OR run_id IS NULL)"
+
 _CLAIM = text(
-    """
+    f"""
     UPDATE sync_jobs SET status = 'RUNNING', attempt = attempt + 1, started_at = :now,
         leased_until = :leased_until, not_before = NULL
-    WHERE job_id = :job_id AND status = 'PENDING' AND (not_before IS NULL OR not_before <= :now)
-    RETURNING job_id, user_id, github_login, partition_key, triggered_by, backfill_days, attempt
+    WHERE job_id = :job_id AND {_IN_RUNS} AND status = 'PENDING'
+        AND (not_before IS NULL OR not_before <= :now)
+    RETURNING job_id, run_id, user_id, github_login, partition_key, triggered_by, backfill_days, attempt
     """
 )
 
@@ -39,28 +46,31 @@ _FINISH = {
         f"""
         UPDATE sync_jobs SET status = '{status}', error_message = :error_message,
             completed_at = :now, leased_until = NULL
-        WHERE job_id = :job_id AND status = 'RUNNING' AND attempt = :attempt
+        WHERE job_id = :job_id AND {_IN_RUNS} AND status = 'RUNNING' AND attempt = :attempt
         """
     )
     for status in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.SKIPPED)
 }
 
 _PUT_OFF = text(
-    """
+    f"""
     UPDATE sync_jobs SET status = 'PENDING', error_message = :error_message, not_before = :not_before,
         leased_until = NULL
-    WHERE job_id = :job_id AND status = 'RUNNING' AND attempt = :attempt
+    WHERE job_id = :job_id AND {_IN_RUNS} AND status = 'RUNNING' AND attempt = :attempt
     """
 )
 
 _EXTEND_LEASE = text(
-    """
+    f"""
     UPDATE sync_jobs SET leased_until = :leased_until
-    WHERE job_id = :job_id AND status = 'RUNNING' AND attempt = :attempt
+    WHERE job_id = :job_id AND {_IN_RUNS} AND status = 'RUNNING' AND attempt = :attempt
     """
 )
 
-_RUNNING_ATTEMPT = text("SELECT attempt FROM sync_jobs WHERE job_id = :job_id AND status = 'RUNNING'")
+_RUNNING = text(
+    "SELECT job_id, run_id, user_id, github_login, partition_key, triggered_by, backfill_days, attempt"
+    " FROM sync_jobs WHERE job_id = :job_id AND status = 'RUNNING'"
+)
 
 _STATUS = text("SELECT CAST(status AS text) FROM sync_jobs WHERE job_id = :job_id")
 
@@ -74,10 +84,15 @@ _COUNT = text(
 
 def claim(connection: Connection, job_id: UUID, now: datetime, leased_until: datetime) -> ClaimedJob | None:
     """PENDING → RUNNING; None where the job is not PENDING or does not exist."""
-    row = connection.execute(
-        _CLAIM, {"job_id": job_id, "now": now, "leased_until": leased_until}
-    ).one_or_none()
-    return None if row is None else ClaimedJob(**row._mapping)
+    parameters = {"job_id": job_id, "now": now, "leased_until": leased_until}
+    month = month_of(job_id)
+    places = [_ANYWHERE] if month is None else [run_ids_of(month), _ANYWHERE]
+    for first, last in places:  # the second place: for runs of an earlier version, whose ids are random
+        where = {"first_run_id": first, "last_run_id": last}
+        row = connection.execute(_CLAIM, {**parameters, **where}).one_or_none()
+        if row is not None:
+            return ClaimedJob(**row._mapping)
+    return None
 
 
 def finish(
@@ -91,8 +106,7 @@ def finish(
     result = connection.execute(
         _FINISH[status],
         {
-            "job_id": job.job_id,
-            "attempt": job.attempt,
+            **_attempt(job),
             "error_message": error_message,
             "now": now,
         },
@@ -111,8 +125,7 @@ def put_off(
     result = connection.execute(
         _PUT_OFF,
         {
-            "job_id": job.job_id,
-            "attempt": job.attempt,
+            **_attempt(job),
             "error_message": error_message,
             "not_before": not_before,
         },
@@ -120,16 +133,16 @@ def put_off(
     return result.rowcount == 1
 
 
-def extend_lease(connection: Connection, job_id: UUID, attempt: int, leased_until: datetime) -> bool:
+def extend_lease(connection: Connection, job: ClaimedJob, leased_until: datetime) -> bool:
     """The heartbeat of one attempt; False where it is no longer the one that runs."""
-    parameters = {"job_id": job_id, "attempt": attempt, "leased_until": leased_until}
+    parameters = {**_attempt(job), "leased_until": leased_until}
     return connection.execute(_EXTEND_LEASE, parameters).rowcount == 1
 
 
-def running_attempt(connection: Connection, job_id: UUID) -> int | None:
-    """Which attempt at the job runs now; None where none does."""
-    attempt: int | None = connection.execute(_RUNNING_ATTEMPT, {"job_id": job_id}).scalar_one_or_none()
-    return attempt
+def running(connection: Connection, job_id: UUID) -> ClaimedJob | None:
+    """The attempt at the job that runs now; None where none does."""
+    row = connection.execute(_RUNNING, {"job_id": job_id}).one_or_none()
+    return None if row is None else ClaimedJob(**row._mapping)
 
 
 def status_of(connection: Connection, job_id: UUID) -> str | None:
@@ -144,3 +157,11 @@ def count_by_status(connection: Connection, partition_key: str) -> dict[str, int
     for row in connection.execute(_COUNT, {"partition_key": partition_key}):
         counts[row.status] = row.jobs
     return counts
+
+
+_ANYWHERE = UUID(int=0), UUID(int=2**128 - 1)
+
+
+def _attempt(job: ClaimedJob) -> dict[str, object]:
+    first, last = _ANYWHERE if job.run_id is None else (job.run_id, job.run_id)
+    return {"job_id": job.job_id, "attempt": job.attempt, "first_run_id": first, "last_run_id": last}

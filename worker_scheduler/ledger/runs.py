@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from worker_scheduler.ledger import months
 from worker_scheduler.ledger.tables import Kind, RunState
 
 
@@ -30,6 +31,7 @@ class Run:
     completed: int | None
     failed: int | None
     skipped: int | None
+    pruned_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,13 @@ class NewRun:
 
 _COLUMNS = (
     "run_id, partition_key, kind, triggered_by, backfill_days, state, jobs, batches,"
-    " created_at, enqueued_at, finished_at, completed, failed, skipped"
+    " created_at, enqueued_at, finished_at, completed, failed, skipped, pruned_at"
 )
 
 # A partition that exists is planned again from the start, so that users who are new since then get
 # their job. While an earlier selection is still being planned, nobody of it may be forgotten: the
-# selections are united. Another kind, or other backfill_days, is another run: no row comes back.
+# selections are united. Another kind, other backfill_days, or a run whose jobs were pruned: no row comes
+# back.
 _OPEN = text(
     f"""
     INSERT INTO sync_runs AS r (run_id, partition_key, kind, triggered_by, backfill_days,
@@ -63,6 +66,7 @@ _OPEN = text(
     ON CONFLICT (partition_key) DO UPDATE SET
         state = 'PLANNING',
         planned_through = NULL,
+        jobs_before = r.jobs,
         leased_until = excluded.leased_until,
         finished_at = NULL,
         completed = NULL,
@@ -77,6 +81,7 @@ _OPEN = text(
                        UNION SELECT unnest(excluded.selected_user_ids))
         END
     WHERE r.state IN ('PLANNING', 'DISPATCHING', 'ENQUEUED', 'FINISHED', 'MISSED')
+        AND r.pruned_at IS NULL
         AND r.kind = excluded.kind
         AND r.backfill_days IS NOT DISTINCT FROM excluded.backfill_days
     RETURNING {_COLUMNS}
@@ -182,7 +187,10 @@ _SINCE = text("SELECT min(since) FROM sync_origin")
 
 
 def open_run(connection: Connection, new: NewRun, now: datetime, leased_until: datetime) -> Run | None:
-    """Makes the partition's run, or opens it again; None where the key belongs to another run."""
+    """Makes the partition's run, or opens it again; None where the key belongs to another run, or the
+    run's jobs have been pruned.
+    """
+    months.ensure(connection, new.run_id)
     row = connection.execute(
         _OPEN,
         {

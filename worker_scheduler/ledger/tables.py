@@ -85,6 +85,10 @@ sync_runs = Table(
     Column("planned_at", UTC_TIME),
     Column("enqueued_at", UTC_TIME),
     Column("finished_at", UTC_TIME),
+    # Of `jobs`, when the run was opened last. 0: no user of it can have a job yet.
+    Column("jobs_before", BigInteger, nullable=False, server_default=text("0")),
+    # Its jobs and batches are gone since then.
+    Column("pruned_at", UTC_TIME),
     UniqueConstraint("partition_key", name="sync_runs_partition_key_key"),
     CheckConstraint(_one_of("kind", Kind), name="sync_runs_kind_check"),
     CheckConstraint(_one_of("state", RunState), name="sync_runs_state_check"),
@@ -118,7 +122,8 @@ sync_batches = Table(
 sync_jobs = Table(
     "sync_jobs",
     metadata,
-    Column("job_id", Uuid, primary_key=True),
+    # The key of each partition; one of the whole would have to hold the run's id.
+    Column("job_id", Uuid, nullable=False),
     Column("user_id", Uuid, nullable=False),
     Column("github_login", Text),
     Column("status", Text, nullable=False, server_default=text("'PENDING'")),
@@ -160,6 +165,9 @@ sync_jobs = Table(
         postgresql_using="brin",
         postgresql_with={"autosummarize": "on"},
     ),
+    # By months, since a run's id begins with a time; see months.py. Whole, where an older scheduler has
+    # made it.
+    postgresql_partition_by="RANGE (run_id)",
 )
 
 sync_locks = Table(

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
+from worker_scheduler.job_ids import JobIds
+
+SYNC_USER = "sync_user"
+"""The name of the task that does a job."""
+
 
 @dataclass(frozen=True)
 class JobMessage:
-    """What a job's message says, ids as text; its task id is the job's id."""
+    """What the messages of a run's jobs have in common."""
 
-    job_id: str
-    user_id: str
+    queue: str
     partition_key: str
     triggered_by: str
     backfill_days: int | None
@@ -21,23 +25,30 @@ class JobMessage:
 
 @dataclass(frozen=True)
 class GroupMessage:
-    """A batch's messages: one Celery group, into one queue.
+    """A batch's messages: one Celery group, into one queue. A message's task id is its job's id.
 
     marker: names this publication, whoever tries it and however often; another generation of the
     same batch has another.
     """
 
     group_id: UUID
-    queue: str
     marker: str
-    jobs: Sequence[JobMessage]
+    message: JobMessage
+    jobs: JobIds
 
 
 class Publisher(Protocol):
-    """Puts a batch into the broker."""
+    """Puts batches into the broker."""
 
-    def publish(self, group_message: GroupMessage) -> UUID | None:
-        """Returns when the broker has taken every message: in which life of its data, if known.
+    @property
+    def repeatable(self) -> bool:
+        """Whether what failed can be tried again and doubles nothing: then several batches may go at
+        once.
+        """
+
+    def publish(self, groups: Sequence[GroupMessage]) -> list[UUID | None]:
+        """Returns when the broker has taken every message; for each group, in which life of the
+        broker's data that was, if known.
 
         Raises StoreUnavailable otherwise; some of the messages may have been taken all the same.
         """

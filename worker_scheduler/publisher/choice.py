@@ -38,12 +38,13 @@ def choose(app: Celery, settings: Settings, broker: BrokerState) -> Choice:
 
 def _obstacles(app: Celery, settings: Settings) -> list[str]:
     """Why a message's text cannot simply be copied with other ids."""
-    conf = app.conf
+    conf, options = app.conf, app.conf.broker_transport_options
     checks = {
         "the broker is not Redis": not settings.broker_is_redis,
         "task_serializer is not json": conf.task_serializer != "json",
         "task_protocol is not 2": conf.task_protocol != 2,
         "task_compression is set": bool(conf.task_compression),
+        "body_encoding is not utf-8": options.get("body_encoding") != "utf-8",
         "messages have priorities": conf.task_default_priority is not None
         or conf.task_queue_max_priority is not None,
         "task_send_sent_event is on": bool(conf.task_send_sent_event),

@@ -7,6 +7,7 @@ the queue, and the next try sends it again. The worker's claim makes the second 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from celery import Celery, group
@@ -14,10 +15,9 @@ from kombu import Producer
 from kombu.exceptions import KombuError, OperationalError
 from redis.exceptions import RedisError
 
-from worker_scheduler.publisher import GroupMessage, JobMessage
+from worker_scheduler.publisher import SYNC_USER, GroupMessage, JobMessage
 from worker_scheduler.publisher.broker import BrokerState, unavailable
 
-SYNC_USER = "sync_user"
 # Commands per round trip: large enough that the trip is free, small enough that kombu's buffer is.
 _PIPELINE_SIZE = 1000
 
@@ -25,12 +25,17 @@ _PIPELINE_SIZE = 1000
 class GroupPublisher:
     """Celery's own way to publish; it honours every setting of the app."""
 
+    repeatable = False
+
     def __init__(self, app: Celery, broker: BrokerState) -> None:
         self._app = app
         self._broker = broker
 
-    def publish(self, group_message: GroupMessage) -> UUID | None:
-        """Publishes the group. Raises StoreUnavailable where the broker did not take all of it."""
+    def publish(self, groups: Sequence[GroupMessage]) -> list[UUID | None]:
+        """Publishes each group. Raises StoreUnavailable where the broker did not take all of it."""
+        return [self._publish(group_message) for group_message in groups]
+
+    def _publish(self, group_message: GroupMessage) -> UUID | None:
         # Asked before: data that are lost in between make the epoch look old, and the batch is sent
         # again; asked after, they would make a lost batch look sent.
         epoch = self._broker.epoch()
@@ -47,7 +52,9 @@ class GroupPublisher:
 
 def apply_group(app: Celery, group_message: GroupMessage, producer: Producer) -> None:
     """Has Celery publish the group through this producer."""
-    signatures = [_signature(app, job, group_message.queue) for job in group_message.jobs]
+    signatures = [
+        _signature(app, group_message.message, job_id, user_id) for job_id, user_id in group_message.jobs
+    ]
     group(signatures, app=app).apply_async(
         task_id=str(group_message.group_id),
         producer=producer,
@@ -58,11 +65,12 @@ def apply_group(app: Celery, group_message: GroupMessage, producer: Producer) ->
     )
 
 
-def _signature(app: Celery, job: JobMessage, queue: str) -> object:
+def _signature(app: Celery, message: JobMessage, job_id: str, user_id: str) -> object:
+    days = message.backfill_days
     return app.signature(
         SYNC_USER,
-        args=(job.user_id, job.partition_key, job.triggered_by),
-        kwargs={"backfill_days": job.backfill_days},
-        options={"task_id": job.job_id, "queue": queue},
+        args=(user_id, message.partition_key, message.triggered_by),
+        kwargs={} if days is None else {"backfill_days": days},
+        options={"task_id": job_id, "queue": message.queue},
         app=app,
     )

@@ -1,15 +1,16 @@
-"""Publishes a batch into a Redis or Valkey queue by one atomic script: all of it or none, at most once.
+"""Publishes batches into a queue of Redis, each by one atomic script: all of it or none, at most once.
 
-Celery and kombu render one message of the batch, so that every setting of theirs is honoured; what
-differs from job to job is put into copies of its text. Only for plain list queues: `choice.py` knows
-where this fits. https://docs.celeryq.dev/en/stable/internals/protocol.html has the message's form.
+Celery and kombu render one message, so that every setting of theirs is honoured; the script puts the
+ids of the others into copies of its text. Only for plain list queues: `choice.py` knows where this
+fits. https://docs.celeryq.dev/en/stable/internals/protocol.html has the message's form.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -22,6 +23,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from worker_scheduler.job_ids import JobIds
 from worker_scheduler.publisher import GroupMessage, JobMessage
 from worker_scheduler.publisher.broker import EPOCH_KEY, redis_client, unavailable
 from worker_scheduler.publisher.group import apply_group
@@ -29,23 +31,39 @@ from worker_scheduler.publisher.group import apply_group
 _MARKER_SECONDS = 8 * 24 * 3600
 """How long a batch that was pushed is remembered; longer than any dispatcher tries again."""
 
-# KEYS: queue, marker, epoch. ARGV: seconds, a fresh epoch, then the messages.
+# KEYS: queue, marker, epoch. ARGV: the marker's seconds, a fresh epoch, the template, the group's id,
+# the delivery tags' beginning, the ids (see job_ids.py).
 # One script is one step for everybody else, and a Redis that is full refuses it at its first write:
 # so the marker never stands without the messages, nor they without it. LPUSH takes its values through
 # Lua's stack, which holds 8,000.
 _PUSH = """
 local epoch = redis.call('SET', KEYS[3], ARGV[2], 'NX', 'GET') or ARGV[2]
 if redis.call('SET', KEYS[2], epoch, 'NX', 'EX', ARGV[1]) then
-    for first = 3, #ARGV, 1000 do
-        redis.call('LPUSH', KEYS[1], unpack(ARGV, first, math.min(first + 999, #ARGV)))
+    local template, ids = cjson.decode(ARGV[3]), ARGV[6]
+    local parts, value, messages = {}, {group = ARGV[4]}, {}
+    for at, text in ipairs(template.texts) do parts[2 * at - 1] = text end
+    for index = 0, #ids / 72 - 1 do
+        value.job = string.sub(ids, 72 * index + 1, 72 * index + 36)
+        value.user = string.sub(ids, 72 * index + 37, 72 * index + 72)
+        value.index = index
+        value.tag = ARGV[5] .. string.format('%08x', index)
+        for at, gap in ipairs(template.gaps) do parts[2 * at] = value[gap] end
+        messages[index % 1000 + 1] = table.concat(parts)
+        if index % 1000 == 999 then
+            redis.call('LPUSH', KEYS[1], unpack(messages))
+            messages = {}
+        end
     end
+    if #messages > 0 then redis.call('LPUSH', KEYS[1], unpack(messages)) end
 end
 return epoch
 """
 
 
 class RedisBulkPublisher:
-    """One round trip a batch."""
+    """One round trip, however many batches."""
+
+    repeatable = True
 
     def __init__(self, app: Celery, url: str, key_prefix: str) -> None:
         self._app = app
@@ -53,22 +71,14 @@ class RedisBulkPublisher:
         self._prefix = key_prefix
         self._client: Redis = redis_client(url)
         self._push = self._client.register_script(_PUSH)
-        self._templates: dict[tuple[object, ...], MessageTemplate] = {}
+        self._templates: dict[JobMessage, MessageTemplate] = {}
 
-    def publish(self, group_message: GroupMessage) -> UUID | None:
-        """Pushes the batch, or finds that it was pushed before. Raises StoreUnavailable.
+    def publish(self, groups: Sequence[GroupMessage]) -> list[UUID | None]:
+        """Pushes each batch, or finds that it was pushed before. Raises StoreUnavailable.
 
-        Trying again is safe: the marker tells whether the first try came through.
+        Trying again is safe: the markers tell what of the first try came through.
         """
-        if not group_message.jobs:
-            return None
-        template = self._template(group_message)
-        arguments: list[str | int] = [_MARKER_SECONDS, str(uuid4()), *template.render(group_message)]
-        keys = [
-            f"{self._prefix}{template.queue_key}",
-            f"{self._prefix}worker_scheduler:batch:{group_message.marker}",
-            f"{self._prefix}{EPOCH_KEY}",
-        ]
+        scripts = [self._script(group_message) for group_message in groups]
         try:
             for attempt in Retrying(
                 retry=retry_if_exception_type((RedisConnectionError, RedisTimeoutError)),
@@ -77,78 +87,86 @@ class RedisBulkPublisher:
                 reraise=True,
             ):
                 with attempt:
-                    epoch = self._push(keys=keys, args=arguments)
+                    epochs = self._run(scripts)
         except (RedisError, OSError) as error:
             raise unavailable(self._url, error) from error
-        return UUID(str(epoch))
+        return [UUID(str(epoch)) for epoch in epochs]
 
-    def _template(self, group_message: GroupMessage) -> MessageTemplate:
+    def _run(self, scripts: list[tuple[list[str], list[str | int]]]) -> list[object]:
+        with self._client.pipeline(transaction=False) as pipeline:
+            for keys, arguments in scripts:
+                self._push(keys, arguments, client=pipeline)
+            epochs: list[object] = pipeline.execute()
+            return epochs
+
+    def _script(self, group_message: GroupMessage) -> tuple[list[str], list[str | int]]:
+        """The script's keys and arguments."""
+        template = self._template(group_message.message)
+        keys = [
+            f"{self._prefix}{template.queue_key}",
+            f"{self._prefix}worker_scheduler:batch:{group_message.marker}",
+            f"{self._prefix}{EPOCH_KEY}",
+        ]
+        # Unique like a random UUID, and cheaper: one random start a batch, and the index.
+        tag = str(uuid4())[:28]
+        return keys, [
+            *(_MARKER_SECONDS, str(uuid4()), template.as_json, str(group_message.group_id)),
+            *(tag, group_message.jobs.text),
+        ]
+
+    def _template(self, message: JobMessage) -> MessageTemplate:
         """A template serves every batch of its run: only ids differ, unless the messages have a time."""
-        job = group_message.jobs[0]
-        key = (group_message.queue, job.partition_key, job.triggered_by, job.backfill_days)
-        template = self._templates.get(key) or render_template(self._app, group_message.queue, job)
+        template = self._templates.get(message) or render_template(self._app, message)
         if template.timeless:
-            self._templates[key] = template
+            self._templates[message] = template
         return template
 
 
 @dataclass(frozen=True)
 class MessageTemplate:
-    """A message's JSON text with gaps: ids of group, job and user; body, delivery tag, index.
+    """A message's text with gaps between `texts`: one gap less than texts, each by its name.
 
     timeless: nothing in it depends on when it was rendered.
     """
 
     queue_key: str
-    text: str
-    body: str
+    texts: tuple[str, ...]
+    gaps: tuple[str, ...]
     timeless: bool
 
-    def render(self, group_message: GroupMessage) -> Iterator[str]:
-        """One message a job, in their order."""
-        # Unique like a random UUID, and cheaper: one random start a batch, and a count.
-        tag = str(uuid4())[:28]
-        group_id = str(group_message.group_id)
-        for index, job in enumerate(group_message.jobs):
-            body = base64.b64encode((self.body % job.user_id).encode()).decode()
-            yield self.text % {
-                "group_id": group_id,
-                "job_id": job.job_id,
-                "user_id": job.user_id,
-                "body": body,
-                "tag": f"{tag}{index:08x}",
-                "index": index,
-            }
+    @property
+    def as_json(self) -> str:
+        """As the script reads it."""
+        return json.dumps({"texts": self.texts, "gaps": self.gaps})
 
 
-def render_template(app: Celery, queue: str, like: JobMessage) -> MessageTemplate:
-    """Lets Celery and kombu publish a job like this one into our hands, and cuts the gaps.
+def render_template(app: Celery, message: JobMessage) -> MessageTemplate:
+    """Lets Celery and kombu publish such a message into our hands, and cuts the gaps.
 
     Raises StoreUnavailable, since kombu connects even so.
     """
-    job = replace(like, job_id=str(uuid4()), user_id=str(uuid4()))
-    group_id = uuid4()
+    job_id, user_id, group_id = str(uuid4()), str(uuid4()), uuid4()
+    like = GroupMessage(group_id, "", message, JobIds.of([(job_id, user_id)]))
     try:
-        queue_key, message = _captured(app, GroupMessage(group_id, queue, marker="", jobs=[job]))
+        queue_key, rendered = _captured(app, like)
     except (OperationalError, KombuError, RedisError, OSError) as error:
         raise unavailable(app.conf.broker_url, error.__cause__ or error) from error
-    body = base64.b64decode(message["body"]).decode()
-    timeless = message["headers"]["eta"] is message["headers"]["expires"] is None
-    message["body"] = _gap("body")
-    message["properties"]["delivery_tag"] = _gap("tag")
-    message["headers"]["group_index"] = _gap("index")
-    text = dumps(message).replace("%", "%%")
-    for value, name in ((job.job_id, "job_id"), (job.user_id, "user_id"), (group_id, "group_id")):
-        text = text.replace(str(value), f"%({name})s")
-    for name in ("body", "tag"):
-        text = text.replace(_gap(name), f"%({name})s")
-    text = text.replace(f'"{_gap("index")}"', "%(index)d")
-    return MessageTemplate(queue_key, text, body.replace("%", "%%").replace(job.user_id, "%s"), timeless)
+    headers = rendered["headers"]
+    timeless = headers.get("eta") is headers.get("expires") is None
+    headers["group_index"] = _INDEX
+    names = {
+        job_id: "job",
+        user_id: "user",
+        str(group_id): "group",
+        rendered["properties"]["delivery_tag"]: "tag",
+        f'"{_INDEX}"': "index",
+    }
+    parts = re.split(f"({'|'.join(names)})", dumps(rendered))
+    return MessageTemplate(queue_key, tuple(parts[::2]), tuple(names[gap] for gap in parts[1::2]), timeless)
 
 
-def _gap(name: str) -> str:
-    # Nothing that an operator may give can look like it: keys and triggers have no such characters.
-    return f"<<{name}>>"
+_INDEX = "<<index>>"
+"""Nothing that an operator may give can look like it: keys and triggers have no such characters."""
 
 
 def _captured(app: Celery, group_message: GroupMessage) -> tuple[str, dict[str, Any]]:

@@ -1,0 +1,51 @@
+"""Makes the messages of `sync_user` small: leaves out what a stock worker assumes by itself.
+
+Only values that say nothing go: a header, or an entry of the body's third part, that has its default.
+What a deployment sets (a time limit, an expiry, a link) stays. Other tasks are left as Celery makes
+them. What remains is what Celery's protocol 2 does not call optional:
+https://docs.celeryq.dev/en/stable/internals/protocol.html
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.app.amqp import AMQP, task_message
+
+from worker_scheduler.publisher import SYNC_USER
+
+_DEFAULTS: dict[str, Any] = {
+    "shadow": None,
+    "eta": None,
+    "expires": None,
+    "retries": 0,
+    "timelimit": [None, None],
+    "ignore_result": None,
+    "replaced_task_nesting": 0,
+    "stamped_headers": None,
+    "stamps": {},
+}
+"""By which `celery.worker.request.Request` and `celery.app.task.Context` replace a missing header."""
+
+_FOR_READERS = {"argsrepr", "kwargsrepr", "origin"}
+"""Texts about the body and the sender, which monitors show and no worker reads."""
+
+
+class SlimMessages(AMQP):  # type: ignore[misc] # Celery has no types
+    """Celery's own making of messages, and then a look at what can go."""
+
+    def as_task_v2(self, task_id: str, name: str, *args: Any, **options: Any) -> task_message:
+        """As Celery's; see the module."""
+        message = super().as_task_v2(task_id, name, *args, **options)
+        if name != SYNC_USER:
+            return message
+        headers = {
+            key: value
+            for key, value in message.headers.items()
+            if key not in _FOR_READERS and not (key in _DEFAULTS and _DEFAULTS[key] == value)
+        }
+        # No result is sent anywhere, so nobody waits at `reply_to`.
+        properties = {key: value for key, value in message.properties.items() if key != "reply_to"}
+        positional, named, embedded = message.body
+        body = (positional, named, {key: value for key, value in embedded.items() if value is not None})
+        return message._replace(headers=headers, properties=properties, body=body)
