@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -14,6 +15,7 @@ from redis import Redis
 
 from tests.support.application import fresh_app
 from tests.support.command_line import Outcome, in_this_process
+from tests.support.contexts import NOON
 from tests.support.databases import new_database, pooled, url_of
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
@@ -53,10 +55,18 @@ def servers() -> Iterator[embedded.Servers]:
 @pytest.fixture(scope="session")
 def migrated_template(servers: embedded.Servers) -> Iterator[str]:
     """The name of a database that has our tables and is copied for each test."""
+    from worker_scheduler.ledger import months
+    from worker_scheduler.ledger.database import Database
     from worker_scheduler.ledger.schema import upgrade
 
     with new_database(servers.database_url) as name:
-        upgrade(url_of(servers.database_url, name))
+        url = url_of(servers.database_url, name)
+        upgrade(url)
+        database = Database(url.replace("postgresql:", "postgresql+psycopg:", 1))
+        with database.autocommit() as connection:  # as a deployment has them that runs for a while
+            for now in (NOON, datetime.now(UTC)):
+                months.ensure_next(connection, now)
+        database.dispose()
         yield name
 
 

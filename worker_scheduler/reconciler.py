@@ -21,7 +21,7 @@ from worker_scheduler import catch_up, fan_out, tick
 from worker_scheduler.context import TickContext
 from worker_scheduler.errors import SchedulerError
 from worker_scheduler.job_ids import JobIds
-from worker_scheduler.ledger import batches, locks, rescue, runs, schema
+from worker_scheduler.ledger import batches, locks, months, rescue, runs, schema
 from worker_scheduler.ledger.rescue import DueJob
 from worker_scheduler.ledger.runs import Run
 from worker_scheduler.ledger.tables import Kind, RunState
@@ -164,9 +164,16 @@ def finished_runs(context: TickContext) -> int:
         )
 
 
+def next_month(context: TickContext) -> int:
+    """The partition of the month to come is made ahead, so that no tick waits for it."""
+    with context.database.autocommit() as connection:
+        return int(months.ensure_next(connection, context.clock()))
+
+
 # The quick ones first: the last but one may publish for minutes.
 RULES: tuple[Callable[[TickContext], int], ...] = (
     expired_locks,
+    next_month,
     dead_workers,
     lost_broker_data,
     lost_messages,

@@ -62,16 +62,25 @@ def partition_name(month: date) -> str:
     return f"sync_jobs_{month:%Y_%m}"
 
 
-def ensure(connection: Connection, run_id: UUID) -> None:
+def ensure(connection: Connection, run_id: UUID) -> bool:
     """Makes the partition of the run's month where it is missing; others go on with the rest meanwhile.
 
-    Where the table is not divided, it does nothing.
+    Says whether it made one. Where the table is not divided, it does nothing. Raises, by `database.py`,
+    StoreUnavailable where the default partition is not free for a moment within 5 s.
     """
     month = month_of(run_id)
-    if month is not None:
-        first, following = run_ids_of(month)
-        parameters = {"name": partition_name(month), "first_run_id": first, "next_run_id": following}
-        connection.execute(_ADD, parameters)
+    return month is not None and _ensure(connection, month)
+
+
+def ensure_next(connection: Connection, now: datetime) -> bool:
+    """The same for the month that follows, so that its first tick finds it made."""
+    return _ensure(connection, end_of(now.astimezone(UTC).date().replace(day=1)).date())
+
+
+def _ensure(connection: Connection, month: date) -> bool:
+    first, following = run_ids_of(month)
+    parameters = {"name": partition_name(month), "first_run_id": first, "next_run_id": following}
+    return bool(connection.execute(_ADD, parameters).scalar_one())
 
 
 def _least_id(at: datetime) -> UUID:

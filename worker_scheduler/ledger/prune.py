@@ -44,7 +44,7 @@ _MONTHLESS_RUNS = text(
     """
     SELECT run_id, partition_key, jobs FROM sync_runs r
     WHERE state = 'FINISHED' AND finished_at <= :cutoff
-        AND (pruned_at IS NULL OR EXISTS (SELECT FROM sync_batches b WHERE b.run_id = r.run_id))
+        AND (pruned_at IS NULL OR EXISTS (SELECT FROM sync_jobs j WHERE j.run_id = r.run_id))
     ORDER BY created_at
     """
 )

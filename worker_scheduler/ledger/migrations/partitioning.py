@@ -85,27 +85,29 @@ END $$
 # key of the whole would have to have the run's id in it.
 ADD_MONTH = """
 CREATE FUNCTION sync_jobs_add_month(name text, first_run_id uuid, next_run_id uuid)
-    RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+    RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = {schema}, pg_temp SET lock_timeout = '5s' AS $$
 BEGIN
     IF to_regclass(name) IS NOT NULL OR name !~ '^sync_jobs_[0-9]{4}_[0-9]{2}$'
         OR NOT EXISTS (SELECT FROM pg_class WHERE oid = 'sync_jobs'::regclass AND relkind = 'p') THEN
-        RETURN;
+        RETURN false;
     END IF;
     PERFORM pg_advisory_xact_lock(x'7761766500'::bigint);
     -- By a query, whose snapshot is younger than the lock; to_regclass() would repeat its answer.
     IF EXISTS (SELECT FROM pg_class c
                WHERE c.relname = name AND c.relnamespace = current_schema()::regnamespace) THEN
-        RETURN;
+        RETURN false;
     END IF;
     EXECUTE format('CREATE TABLE %I (LIKE sync_jobs INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name);
     EXECUTE format('ALTER TABLE %I ADD PRIMARY KEY (job_id)', name);
     EXECUTE format('ALTER TABLE sync_jobs ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
         name, first_run_id, next_run_id);
+    RETURN true;
 EXCEPTION WHEN check_violation THEN
     -- The default partition has a run of that month, by a random id of an earlier version: it is the
     -- month's place then.
     RAISE WARNING 'no partition %', name;
+    RETURN false;
 END $$
 """
 
