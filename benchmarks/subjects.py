@@ -24,7 +24,7 @@ from sqlalchemy import Connection, create_engine, insert, text
 
 from worker_scheduler import app, tick, wiring
 from worker_scheduler.ledger import tables
-from worker_scheduler.ledger.months import new_run_id
+from worker_scheduler.ledger.months import new_run_id, uuid_prefix
 from worker_scheduler.options import DailyOptions
 from worker_scheduler.publisher import JobMessage
 from worker_scheduler.publisher.redis_bulk import MessageTemplate, render_template
@@ -45,7 +45,9 @@ VALUES (%s, %s, 'daily', %s, 'DISPATCHING', 'benchmark', now())
 _FLOOR_JOBS = """
 INSERT INTO sync_jobs (job_id, user_id, github_login, status, triggered_by, partition_key, created_at,
                        run_id)
-SELECT job_id, id, github_login, 'PENDING', %s, %s, now(), %s FROM with_job_ids ORDER BY id
+SELECT (%s || lpad(to_hex(row_number() OVER (ORDER BY id)), 8, '0'))::uuid, id, github_login,
+       'PENDING', %s, %s, now(), %s
+FROM users
 """
 
 
@@ -63,33 +65,30 @@ def prepare_tick(batch_size: int) -> Work:
 
 
 def prepare_floor(batch_size: int) -> Work:
-    """One INSERT … SELECT of the same rows, then the same messages by LPUSH; nothing overlapped.
+    """One INSERT … SELECT of the same rows from the users, then the same messages by LPUSH; nothing
+    overlapped.
 
-    The ids of the jobs and the texts of the messages are made beforehand.
+    The texts of the messages are made beforehand, and with them the ids of the jobs.
     """
     settings = load()
     connection = psycopg.connect(settings.database_url.get_secret_value().replace("+psycopg", ""))
-    run_id = new_run_id(datetime.now(UTC))
+    now = datetime.now(UTC)
+    run_id, prefix = new_run_id(now), uuid_prefix(now)
     connection.execute(_RUN.encode(), [run_id, KEY, TRIGGER])
-    prefix = str(uuid4())[:28]
-    connection.execute(
-        "CREATE TEMPORARY TABLE with_job_ids AS SELECT id, github_login,"
-        " (%s || lpad(to_hex(row_number() OVER (ORDER BY id)), 8, '0'))::uuid AS job_id FROM users",
-        [prefix],
-    )
-    connection.execute("ANALYZE with_job_ids")
-    rows = connection.execute("SELECT job_id::text, id::text FROM with_job_ids ORDER BY id").fetchall()
+    user_ids = connection.execute("SELECT id::text FROM users ORDER BY id").fetchall()
     connection.commit()
+    dashed = str(UUID(f"{prefix}00000000"))[:-8]
+    jobs = [(f"{dashed}{number:08x}", user_id) for number, (user_id,) in enumerate(user_ids, 1)]
     template = render_template(app, JobMessage("daily", KEY, TRIGGER, None))
     pushes = [
-        list(_rendered(template, rows[first : first + PUSH_MESSAGES]))
-        for first in range(0, len(rows), PUSH_MESSAGES)
+        list(_rendered(template, jobs[first : first + PUSH_MESSAGES]))
+        for first in range(0, len(jobs), PUSH_MESSAGES)
     ]
     redis = Redis.from_url(settings.broker_url)
     redis.ping()
 
     def work() -> None:
-        connection.execute(_FLOOR_JOBS, [TRIGGER, KEY, run_id])
+        connection.execute(_FLOOR_JOBS, [prefix, TRIGGER, KEY, run_id])
         connection.commit()
         for messages in pushes:
             redis.lpush("daily", *messages)

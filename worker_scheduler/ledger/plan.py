@@ -65,32 +65,33 @@ _OLDER_ROWS = text(
     "SELECT EXISTS (SELECT FROM sync_jobs WHERE partition_key = :partition_key AND run_id IS NULL)"
 )
 
-# The batches are cut from what was really inserted.
+# The batches are cut from what is really inserted: where nothing can conflict, that is the page.
 _INSERT_CHUNK = """
     WITH page AS MATERIALIZED (
-        SELECT p.id AS user_id, p.github_login, row_number() OVER (ORDER BY p.id) AS n
-        FROM (SELECT u.id, u.github_login FROM {relation} u
-              WHERE u.id IS NOT NULL {conditions}
-              ORDER BY u.id LIMIT :limit) p
+        SELECT CAST(:id_prefix || lpad(to_hex(n), 8, '0') AS uuid) AS job_id, id AS user_id, github_login, n
+        FROM (SELECT p.id, p.github_login, row_number() OVER (ORDER BY p.id) AS n
+              FROM (SELECT u.id, u.github_login FROM {relation} u
+                    WHERE u.id IS NOT NULL {conditions}
+                    ORDER BY u.id LIMIT :limit) p) numbered
     ), inserted AS (
         INSERT INTO sync_jobs (job_id, user_id, github_login, status, backfill_days, triggered_by,
                                partition_key, created_at, run_id)
-        SELECT CAST(:id_prefix || lpad(to_hex(n), 8, '0') AS uuid), user_id, github_login,
-               'PENDING', r.backfill_days, r.triggered_by, r.partition_key, :now, r.run_id
+        SELECT job_id, user_id, github_login, 'PENDING', r.backfill_days, r.triggered_by,
+               r.partition_key, :now, r.run_id
         FROM page, sync_runs r WHERE r.run_id = :run_id
         {on_conflict}
         RETURNING job_id, user_id
-    ), numbered AS (
-        SELECT job_id, user_id, (row_number() OVER (ORDER BY job_id) - 1) / :batch_size AS slice
-        FROM inserted
+    ), planned AS (
+        {planned}
+    ), slices AS (
+        SELECT (n - 1) / :batch_size AS slice, min(n) AS lowest, max(n) AS highest, count(*) AS jobs
+        FROM planned GROUP BY 1
     ), batched AS (
         INSERT INTO sync_batches (run_id, number, first_user_id, last_user_id,
                                   first_job_id, last_job_id, jobs, group_id)
-        SELECT :run_id, :first_number + slice,
-               (array_agg(user_id ORDER BY job_id))[1], (array_agg(user_id ORDER BY job_id DESC))[1],
-               (array_agg(job_id ORDER BY job_id))[1], (array_agg(job_id ORDER BY job_id DESC))[1],
-               count(*), gen_random_uuid()
-        FROM numbered GROUP BY slice
+        SELECT :run_id, :first_number + slice, f.user_id, l.user_id, f.job_id, l.job_id, s.jobs,
+               gen_random_uuid()
+        FROM slices s JOIN planned f ON f.n = lowest JOIN planned l ON l.n = highest
         RETURNING jobs
     )
     SELECT (SELECT count(*) FROM page) AS users,
@@ -98,9 +99,11 @@ _INSERT_CHUNK = """
            (SELECT coalesce(sum(jobs), 0) FROM batched) AS jobs,
            (SELECT count(*) FROM batched) AS batches
 """
-
-
-_DO_NOTHING = "ON CONFLICT (run_id, user_id) WHERE run_id IS NOT NULL DO NOTHING"
+_ALL_OF_IT = {"on_conflict": "", "planned": "SELECT job_id, user_id, n FROM page"}
+_WHAT_CONFLICTS_NOT = {
+    "on_conflict": "ON CONFLICT (run_id, user_id) WHERE run_id IS NOT NULL DO NOTHING",
+    "planned": "SELECT job_id, user_id, row_number() OVER (ORDER BY job_id) AS n FROM inserted",
+}
 
 
 def has_older_rows(connection: Connection, partition_key: str) -> bool:
@@ -172,16 +175,14 @@ def _insert(
     repeats an id. The unique index says so.
     """
 
-    def insert(on_conflict: str) -> Row[Any]:
-        statement = _INSERT_CHUNK.format(
-            relation=relation.sql, conditions=conditions, on_conflict=on_conflict
-        )
+    def insert(how: dict[str, str]) -> Row[Any]:
+        statement = _INSERT_CHUNK.format(relation=relation.sql, conditions=conditions, **how)
         return connection.execute(text(statement), parameters).one()
 
     try:
         with connection.begin_nested():
-            return insert("")
+            return insert(_ALL_OF_IT)
     except IntegrityError as error:
         if not isinstance(error.orig, UniqueViolation):
             raise
-        return insert(_DO_NOTHING)
+        return insert(_WHAT_CONFLICTS_NOT)
