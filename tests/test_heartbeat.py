@@ -1,6 +1,7 @@
 """A heartbeat goes on through outages, and ends when the lease is another's."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,7 +9,7 @@ from sqlalchemy import text
 
 from tests.support.waiting import wait_until
 from worker_scheduler.errors import StoreUnavailable
-from worker_scheduler.heartbeat import beating
+from worker_scheduler.heartbeat import Heart, beating
 from worker_scheduler.ledger.database import Database
 
 
@@ -48,6 +49,27 @@ def test_it_ends_when_the_lease_is_anothers() -> None:
     with beating(renew, 0.01, "test"), beating(lambda: True, 0.01, "another"):
         wait_until(lambda: beats, 10, "the first beat")
     assert len(beats) == 1
+
+
+def test_one_heart_keeps_all_leases_and_none_for_longer() -> None:
+    heart = Heart(0.01)
+    beats: list[str] = []
+
+    def renewing(name: str, answer: bool = True) -> Callable[[], bool]:
+        def renew() -> bool:
+            beats.append(name)
+            return answer
+
+        return renew
+
+    with heart.beating(renewing("a"), "a"):
+        with heart.beating(renewing("b"), "b"), heart.beating(renewing("another's", False), "c"):
+            wait_until(lambda: beats.count("a") >= 3 and beats.count("b") >= 3, 10, "three beats of each")
+        ended = len(beats)
+        wait_until(lambda: len(beats) >= ended + 3, 10, "beats of the one that is left")
+    assert set(beats[ended + 1 :]) == {"a"}  # one of the others may have been under way
+    assert beats.count("another's") == 1
+    assert [thread.name for thread in threading.enumerate()].count("heart") == 1
 
 
 def test_waiting_too_long_for_a_connection_is_an_outage(

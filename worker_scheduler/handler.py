@@ -13,7 +13,8 @@ from worker_scheduler.redaction import escape_control_characters, mask_passwords
 if TYPE_CHECKING:
     from worker_scheduler.worker import SyncJob
 
-    Handler = Callable[[SyncJob], object]
+Handler = Callable[["SyncJob"], object]
+"""What does a job; see README.md."""
 
 
 def load_handler(name: str | None) -> Handler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from celery.worker import state as worker_state
 from worker_scheduler import assist, catch_up, logs, options, reconciler, tick, wiring
 from worker_scheduler.celery_app import BACKFILL, DAILY_TICK, DISPATCH, RECONCILE, app
 from worker_scheduler.errors import ConfigurationError, SchedulerError, StoreUnavailable
-from worker_scheduler.handler import load_handler
+from worker_scheduler.handler import Handler, load_handler
 from worker_scheduler.heartbeat import beating
 from worker_scheduler.publisher import SYNC_USER
 from worker_scheduler.report import Report
@@ -86,7 +87,13 @@ def sync_user(
     except ValueError:
         log.warning("message ignored, its task id is no job id", task_id=self.request.id)
         return
-    process_worker().run(job_id, load_handler(load().sync_handler))
+    process_worker().run(job_id, _handler())
+
+
+@cache
+def _handler() -> Handler:
+    """Once a process: reading the settings takes as long as a job that has nothing to do."""
+    return load_handler(load().sync_handler)
 
 
 def _result(report: Report) -> dict[str, Any]:

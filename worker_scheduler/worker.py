@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, cached_property
 from typing import TypeVar
 from uuid import UUID
 
@@ -22,7 +22,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 
 from worker_scheduler.clock import Clock, utc_now
 from worker_scheduler.errors import StoreUnavailable
-from worker_scheduler.heartbeat import beating
+from worker_scheduler.heartbeat import Heart
 from worker_scheduler.leases import Lease
 from worker_scheduler.ledger import jobs
 from worker_scheduler.ledger.database import Database
@@ -98,8 +98,9 @@ def process_worker() -> Worker:
 @cache
 def _worker_of(_process_id: int) -> Worker:
     settings = load()
-    # The job, and its heartbeat.
-    database = Database(settings.database_url.get_secret_value(), size=2)
+    # Two connections: the job's, and its heartbeat's. Not tried before use: that would be a round trip
+    # more, and whoever meets a broken one here tries again anyway.
+    database = Database(settings.database_url.get_secret_value(), size=2, tried_before_use=False)
     return Worker(
         database=database,
         clock=utc_now,
@@ -117,6 +118,11 @@ class Worker:
     lease: Lease
     max_attempts: int
 
+    @cached_property
+    def heart(self) -> Heart:
+        """Keeps the leases of the jobs that run; one thread, started by the first of them."""
+        return Heart(self.lease.heartbeat_seconds)
+
     @contextmanager
     def claim(self, job_id: UUID) -> Iterator[SyncJob | None]:
         """As the function `claim`, with this worker's database and clock."""
@@ -126,7 +132,7 @@ class Worker:
             yield None
             return
         try:
-            with beating(lambda: self._extend(claimed), self.lease.heartbeat_seconds, f"job {job_id}"):
+            with self.heart.beating(lambda: self._extend(claimed), f"job {job_id}"):
                 yield _sync_job(claimed)
         except SkipJob as skip:
             self._finish(claimed, JobStatus.SKIPPED, storable(_text_of(skip)))

@@ -39,10 +39,11 @@ class Database:
     """A pool of connections to the ledger's Postgres.
 
     size: connections kept at most; one of a worker's suffices for its jobs, a tick's lock heartbeat
-    needs a second.
+    needs a second. tried_before_use: a restarted Postgres then costs one round trip, not one failed
+    statement.
     """
 
-    def __init__(self, url: str, size: int = 2) -> None:
+    def __init__(self, url: str, size: int = 2, *, tried_before_use: bool = True) -> None:
         parsed = make_url(url)
         self._place = _place(parsed)
         self._tls = tls.defaults(parsed)
@@ -50,7 +51,7 @@ class Database:
             parsed,
             pool_size=size,
             max_overflow=0,
-            pool_pre_ping=True,  # a restarted Postgres costs one round trip, not one failed tick
+            pool_pre_ping=tried_before_use,
             pool_timeout=_POOL_TIMEOUT_SECONDS,
             connect_args={
                 "prepare_threshold": None,  # PgBouncer in transaction mode, before its 1.21

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from worker_scheduler.ledger.months import month_of, run_ids_of
 from worker_scheduler.ledger.tables import JobStatus
@@ -26,44 +26,50 @@ class ClaimedJob:
     attempt: int
 
 
-# Where to look for a job: in the month of which its id is, or of its run; NULL: an older scheduler's row.
-# Without it Postgres would look into every month, and plan to.
-_IN_RUNS = "(run_id BETWEEN :first_run_id AND :last_run_id OR run_id IS NULL)"
+def _by_job(statement: str) -> dict[bool, TextClause]:
+    """The statement for a job of which the run or its month is known, and for one of which it is not.
 
-_CLAIM = text(
-    f"""
+    Known, one partition is planned for and locked, in a fraction of the time.
+    """
+    job = "job_id = :job_id"
+    known = f"{job} AND run_id BETWEEN :first_run_id AND :last_run_id"
+    return {True: text(statement.format(job=known)), False: text(statement.format(job=job))}
+
+
+_CLAIM = _by_job(
+    """
     UPDATE sync_jobs SET status = 'RUNNING', attempt = attempt + 1, started_at = :now,
         leased_until = :leased_until, not_before = NULL
-    WHERE job_id = :job_id AND {_IN_RUNS} AND status = 'PENDING'
-        AND (not_before IS NULL OR not_before <= :now)
+    WHERE {job} AND status = 'PENDING' AND (not_before IS NULL OR not_before <= :now)
     RETURNING job_id, run_id, user_id, github_login, partition_key, triggered_by, backfill_days, attempt
     """
 )
 
 # One text a target state: an older table's status may be an enum, which a parameter would not fit.
 _FINISH = {
-    status: text(
+    (status, known): statement
+    for status in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.SKIPPED)
+    for known, statement in _by_job(
         f"""
         UPDATE sync_jobs SET status = '{status}', error_message = :error_message,
             completed_at = :now, leased_until = NULL
-        WHERE job_id = :job_id AND {_IN_RUNS} AND status = 'RUNNING' AND attempt = :attempt
+        WHERE {{job}} AND status = 'RUNNING' AND attempt = :attempt
         """
-    )
-    for status in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.SKIPPED)
+    ).items()
 }
 
-_PUT_OFF = text(
-    f"""
+_PUT_OFF = _by_job(
+    """
     UPDATE sync_jobs SET status = 'PENDING', error_message = :error_message, not_before = :not_before,
         leased_until = NULL
-    WHERE job_id = :job_id AND {_IN_RUNS} AND status = 'RUNNING' AND attempt = :attempt
+    WHERE {job} AND status = 'RUNNING' AND attempt = :attempt
     """
 )
 
-_EXTEND_LEASE = text(
-    f"""
+_EXTEND_LEASE = _by_job(
+    """
     UPDATE sync_jobs SET leased_until = :leased_until
-    WHERE job_id = :job_id AND {_IN_RUNS} AND status = 'RUNNING' AND attempt = :attempt
+    WHERE {job} AND status = 'RUNNING' AND attempt = :attempt
     """
 )
 
@@ -86,13 +92,15 @@ def claim(connection: Connection, job_id: UUID, now: datetime, leased_until: dat
     """PENDING → RUNNING; None where the job is not PENDING or does not exist."""
     parameters = {"job_id": job_id, "now": now, "leased_until": leased_until}
     month = month_of(job_id)
-    places = [_ANYWHERE] if month is None else [run_ids_of(month), _ANYWHERE]
-    for first, last in places:  # the second place: for runs of an earlier version, whose ids are random
-        where = {"first_run_id": first, "last_run_id": last}
-        row = connection.execute(_CLAIM, {**parameters, **where}).one_or_none()
+    if month is not None:
+        first, following = run_ids_of(month)
+        where = {"first_run_id": first, "last_run_id": following}
+        row = connection.execute(_CLAIM[True], {**parameters, **where}).one_or_none()
         if row is not None:
             return ClaimedJob(**row._mapping)
-    return None
+    # Not PENDING, mostly; or an older scheduler's, or of a run of an earlier version, whose id is random.
+    row = connection.execute(_CLAIM[False], parameters).one_or_none()
+    return None if row is None else ClaimedJob(**row._mapping)
 
 
 def finish(
@@ -103,15 +111,9 @@ def finish(
     now: datetime,
 ) -> bool:
     """RUNNING, in this attempt → `status`; False where the job is no longer ours."""
-    result = connection.execute(
-        _FINISH[status],
-        {
-            **_attempt(job),
-            "error_message": error_message,
-            "now": now,
-        },
-    )
-    return result.rowcount == 1
+    statement = _FINISH[status, job.run_id is not None]
+    parameters = {**_attempt(job), "error_message": error_message, "now": now}
+    return connection.execute(statement, parameters).rowcount == 1
 
 
 def put_off(
@@ -122,21 +124,14 @@ def put_off(
     not_before: datetime,
 ) -> bool:
     """RUNNING, in this attempt → PENDING, to be published anew then; False where it is not ours."""
-    result = connection.execute(
-        _PUT_OFF,
-        {
-            **_attempt(job),
-            "error_message": error_message,
-            "not_before": not_before,
-        },
-    )
-    return result.rowcount == 1
+    parameters = {**_attempt(job), "error_message": error_message, "not_before": not_before}
+    return connection.execute(_PUT_OFF[job.run_id is not None], parameters).rowcount == 1
 
 
 def extend_lease(connection: Connection, job: ClaimedJob, leased_until: datetime) -> bool:
     """The heartbeat of one attempt; False where it is no longer the one that runs."""
     parameters = {**_attempt(job), "leased_until": leased_until}
-    return connection.execute(_EXTEND_LEASE, parameters).rowcount == 1
+    return connection.execute(_EXTEND_LEASE[job.run_id is not None], parameters).rowcount == 1
 
 
 def running(connection: Connection, job_id: UUID) -> ClaimedJob | None:
@@ -159,9 +154,6 @@ def count_by_status(connection: Connection, partition_key: str) -> dict[str, int
     return counts
 
 
-_ANYWHERE = UUID(int=0), UUID(int=2**128 - 1)
-
-
 def _attempt(job: ClaimedJob) -> dict[str, object]:
-    first, last = _ANYWHERE if job.run_id is None else (job.run_id, job.run_id)
-    return {"job_id": job.job_id, "attempt": job.attempt, "first_run_id": first, "last_run_id": last}
+    run = {} if job.run_id is None else {"first_run_id": job.run_id, "last_run_id": job.run_id}
+    return {"job_id": job.job_id, "attempt": job.attempt, **run}

@@ -1,0 +1,84 @@
+"""How fast a real worker does empty jobs, against empty Celery tasks in the very same worker."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from redis import Redis
+
+from benchmarks.sites import Site
+
+EMPTY = "benchmarks.empty"
+"""The name of the task that does nothing."""
+
+_ROOT = Path(__file__).resolve().parent.parent
+_WARM_UP = 200
+"""Tasks that are not counted: the worker starts, its connections are opened."""
+_DEADLINE_SECONDS = 300
+
+
+def jobs_a_second(site: Site, say: Callable[[str], None]) -> tuple[float, float]:
+    """(`sync_user` with an empty handler, an empty task), each by what is left in its queue.
+
+    The site's queue `daily` holds the jobs of a tick; as many empty tasks are put behind it.
+    """
+    with Redis.from_url(site.redis_url) as redis:
+        messages = redis.lrange("daily", 0, -1)
+        # The same message, but for the task's name.
+        redis.lpush(
+            "empty", *[m.replace(b'"task": "sync_user"', f'"task": "{EMPTY}"'.encode()) for m in messages]
+        )
+        with _worker(site, "daily"):
+            jobs = _drained(redis, "daily", len(messages))
+        with _worker(site, "empty"):
+            tasks = _drained(redis, "empty", len(messages))
+    say(f"worker: {jobs:,.0f} jobs/s, {tasks:,.0f} empty tasks/s")
+    return jobs, tasks
+
+
+@contextmanager
+def _worker(site: Site, queue: str) -> Iterator[None]:
+    environment = {
+        **site.environment,
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(_ROOT),
+        "SYNC_HANDLER": "benchmarks.handler:handle",
+    }
+    command = [sys.executable, "-m", "celery", "-A", "worker_scheduler", "worker", "--loglevel", "WARNING"]
+    options = ["-Q", queue, "-I", "benchmarks.handler", "--concurrency", "4"]
+    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    with TemporaryDirectory() as folder:
+        process = subprocess.Popen([*command, *options, *quiet], env=environment, cwd=folder)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _drained(redis: Redis, queue: str, messages: int) -> float:
+    """Tasks a second, from the end of the warm-up to the last."""
+    deadline = time.monotonic() + _DEADLINE_SECONDS
+    _wait(lambda: _left(redis, queue) <= messages - _WARM_UP, deadline)
+    started, left = time.perf_counter(), _left(redis, queue)
+    _wait(lambda: _left(redis, queue) == 0, deadline)
+    return left / (time.perf_counter() - started)
+
+
+def _left(redis: Redis, queue: str) -> int:
+    waiting: int = redis.llen(queue) + redis.hlen("unacked")
+    return waiting
+
+
+def _wait(reached: Callable[[], bool], deadline: float) -> None:
+    while not reached():
+        if time.monotonic() > deadline:
+            raise AssertionError("the worker did not come to its end")
+        time.sleep(0.01)
