@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from faults.handler import PROCESS
 
 _context = multiprocessing.get_context("forkserver")
 _numbers = count(1)
+_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception): .*$", re.MULTILINE)
 
 
 def warm_up() -> None:
@@ -33,6 +35,7 @@ class Child:
     def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
         self.name = f"{arguments[0]}-{next(_numbers)}"
         self.peak_kib = 0
+        self._log = log
         self._process = _context.Process(
             target=programs.run, args=(arguments, {**environment, PROCESS: self.name}, log)
         )
@@ -45,6 +48,12 @@ class Child:
     @property
     def exit_status(self) -> int | None:
         return self._process.exitcode
+
+    @property
+    def last_error(self) -> str:
+        """What the last exception in its log says; others of its kind write there, too."""
+        found: list[str] = _EXCEPTION.findall(self._log.read_text(errors="replace"))
+        return found[-1] if found else "no exception in its log"
 
     def kill(self) -> None:
         """SIGKILL to it and to its children, at once; does not wait."""

@@ -14,11 +14,12 @@ _USERS = """
 CREATE TABLE users (number int PRIMARY KEY, id uuid NOT NULL UNIQUE);
 INSERT INTO users SELECT number, md5('user-' || number)::uuid FROM generate_series(0, {last}) AS number;
 """
-# Replaced for each fault: the users whom the product sees, and whom the handler puts off once.
+# Replaced for each fault: the users whom the product sees, and whom the handler puts off once. Repeated,
+# as a careless join repeats them: the product has to give each one job all the same.
 _PARTICIPANTS = """
 CREATE OR REPLACE VIEW participants AS
 SELECT id, CASE WHEN number < {late} THEN 'late-' ELSE 'user-' END || number AS github_login
-FROM users WHERE number >= {first} AND number < {end}
+FROM users CROSS JOIN generate_series(1, {times}) WHERE number >= {first} AND number < {end}
 """
 
 
@@ -43,12 +44,15 @@ def make_database(server_url: str, name: str) -> str:
     return with_database(server_url, name)
 
 
-def show_participants(database_url: str, first: int, count: int, late: int = 0) -> None:
-    """From now on the product sees users `first` and up; the first `late` of them are put off once."""
+def show_participants(database_url: str, first: int, count: int, late: int, times: int) -> None:
+    """From now on the product sees users `first` and up, each so many times; `late` are put off once."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(
             SQL(_PARTICIPANTS).format(
-                first=Literal(first), end=Literal(first + count), late=Literal(first + late)
+                first=Literal(first),
+                end=Literal(first + count),
+                late=Literal(first + late),
+                times=Literal(times),
             )
         )
 

@@ -19,7 +19,9 @@ from faults.waiting import Overdue, wait_until
 
 REPAIR_SECONDS = 40.0
 """Documented: a lease of 1 s, two intervals of 1 s, and a pass. The rest is for busy cores."""
-_TICK_SECONDS = 60.0
+_END_SECONDS = 60.0
+_UNCAUGHT = 1
+"""Python's exit status after an exception that nobody caught; no command of the product means it."""
 _UNKNOWN_JOB = "status=unknown"
 
 
@@ -112,15 +114,17 @@ class Lane:
         # A lock of its own for each fault, so that a dead one's does not refuse the next.
         return self.launch(arguments, "tick", SCHEDULER_DAILY_LOCK_ID=str(1000 + fault.number), **changes)
 
-    def finish_tick(self, fault: Fault, *ticks: Child) -> None:
-        """Waits for the ends of ticks, however they end."""
-        for child in ticks:
-            if not child.wait(_TICK_SECONDS):
-                raise Broken(f"{fault}: {child.name} did not end in {_TICK_SECONDS:.0f} s")
+    def finish(self, fault: Fault, *children: Child) -> None:
+        """Waits for the ends of ticks or passes: by a kill, or with a status that is documented."""
+        for child in children:
+            if not child.wait(_END_SECONDS):
+                raise Broken(f"{fault}: {child.name} did not end in {_END_SECONDS:.0f} s")
+            if child.exit_status == _UNCAUGHT:
+                raise Broken(f"{fault}: {child.name} ended with an error of its own: {child.last_error}")
 
-    def prepare(self, fault: Fault, late: int = 0) -> None:
-        """The product now sees the users of this fault."""
-        databases.show_participants(self.direct_url, fault.first_user, USERS_A_FAULT, late)
+    def prepare(self, fault: Fault, late: int = 0, times: int = 1) -> None:
+        """The product now sees the users of this fault. times: how often the relation repeats each."""
+        databases.show_participants(self.direct_url, fault.first_user, USERS_A_FAULT, late, times)
         self.played.append(fault)
 
     def await_repair(self, fault: Fault, seconds: float = REPAIR_SECONDS) -> float:

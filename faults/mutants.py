@@ -74,29 +74,24 @@ class Planner:
 
 MUTANTS = (
     Mutant(
-        "ON CONFLICT removed, and the unique index behind it",
+        "ON CONFLICT removed",
         (
             Change(
                 "worker_scheduler/ledger/plan.py",
-                "        ON CONFLICT (run_id, user_id) WHERE run_id IS NOT NULL DO NOTHING\n",
-                "",
-            ),
-            Change(
-                "worker_scheduler/ledger/migrations/versions/0001_ledger.py",
-                "CREATE UNIQUE INDEX sync_jobs_one_job_per_user",
-                "CREATE INDEX sync_jobs_one_job_per_user",
+                '"ON CONFLICT (run_id, user_id) WHERE run_id IS NOT NULL DO NOTHING"',
+                '""',
             ),
         ),
         Kind.LOCKLESS_HERD,
-        "users with several jobs",
+        "duplicate key value violates unique constraint",
     ),
     Mutant(
         "the claim's guard removed",
         (
             Change(
                 "worker_scheduler/ledger/jobs.py",
-                "WHERE job_id = :job_id AND status = 'PENDING' AND (not_before",
-                "WHERE job_id = :job_id AND (not_before",
+                "{_IN_RUNS} AND status = 'PENDING'\n        AND (not_before",
+                "{_IN_RUNS}\n        AND (not_before",
             ),
         ),
         Kind.GROUP_TICK,

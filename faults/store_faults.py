@@ -37,7 +37,7 @@ def play(lane: Lane, stores: Stores, fault: Fault) -> bool:
     tick = lane.tick(fault, **SLOW_TICK)
     tick.wait(chance.uniform(0.1, 1.2))
     _break_and_heal(stores, fault.kind, chance)
-    lane.finish_tick(fault, tick)
+    lane.finish(fault, tick)
     return True
 
 
