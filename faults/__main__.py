@@ -42,12 +42,11 @@ def main() -> int:
 def _play(seed: int, count: int, only: frozenset[Kind] | None) -> bool:
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     try:
-        report = Run(folder, seed, count, only).play()
+        Run(folder, seed, count, only).play()
     except Broken as broken:
         say(f"{mutants.RED}{broken}")
         say(f"seed {seed}; to repeat: {_repeat(seed, count)}; logs: {folder}")
         return False
-    report.show()
     say(f"seed {seed}: green")
     shutil.rmtree(folder)
     return True

@@ -11,6 +11,8 @@ from faults.proxy import Way
 
 USERS_A_FAULT = 40
 DEFAULT_FAULTS = 330
+FEWEST_FAULTS = 300
+"""A run of DEFAULT_FAULTS or more proves nothing if fewer than these have struck."""
 _FIRST_DAY = date(2000, 1, 1)
 
 

@@ -22,7 +22,16 @@ from faults import (
     step_faults,
     store_faults,
 )
-from faults.faults import ANYWHERE, STEPS, USERS_A_FAULT, Fault, Kind, choose
+from faults.faults import (
+    ANYWHERE,
+    DEFAULT_FAULTS,
+    FEWEST_FAULTS,
+    STEPS,
+    USERS_A_FAULT,
+    Fault,
+    Kind,
+    choose,
+)
 from faults.lane import REPAIR_SECONDS, Broken, Lane
 from faults.proxy import Proxy, Trap
 from faults.report import Report, say
@@ -65,8 +74,8 @@ class Run:
         self._report = Report()
         self._lanes: list[Lane] = []
 
-    def play(self) -> Report:
-        """Plays all faults. Raises Broken at the first broken invariant."""
+    def play(self) -> None:
+        """Plays all faults and prints their table. Raises Broken at the first broken invariant."""
         children.warm_up()
         with ExitStack() as stack:
             stack.callback(self._stop)
@@ -82,7 +91,8 @@ class Run:
                     outcome.result()
             self._check_everything()
         self._check_memory()
-        return self._report
+        self._report.show()
+        self._check_number()
 
     @contextmanager
     def _servers(self) -> Iterator[Servers]:
@@ -193,6 +203,11 @@ class Run:
             self._report.peak_kib = max(self._report.peak_kib, programs.highest_peak(lane.folder))
         if self._report.peak_kib > _PEAK_MIB * 1024:
             raise Broken(f"a process needed {self._report.peak_kib // 1024} MiB, more than {_PEAK_MIB}")
+
+    def _check_number(self) -> None:
+        whole = self._only is None and self._count >= DEFAULT_FAULTS
+        if whole and self._report.faults < FEWEST_FAULTS:
+            raise Broken(f"only {self._report.faults} faults have struck, fewer than {FEWEST_FAULTS}")
 
     def _stop(self) -> None:
         for lane in self._lanes:
