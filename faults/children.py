@@ -50,6 +50,11 @@ class Child:
         return self._process.exitcode
 
     @property
+    def was_killed(self) -> bool:
+        """Whether it had not ended before a SIGKILL; asked once it has been waited for."""
+        return self.exit_status == -signal.SIGKILL
+
+    @property
     def last_error(self) -> str:
         """What the last exception in its log says; others of its kind write there, too."""
         found: list[str] = _EXCEPTION.findall(self._log.read_text(errors="replace"))

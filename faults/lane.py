@@ -45,6 +45,7 @@ class Lane:
     worker_lease_seconds: int = 10
     extra: Mapping[str, str] = field(default_factory=dict)
     has_reconciler: bool = True
+    tick_seconds: float = 0.0  # an undisturbed tick's, for whoever kills one at a random time
     killed: set[str] = field(default_factory=set)
     ended_by_themselves: int = 0
     played: list[Fault] = field(default_factory=list)

@@ -70,6 +70,8 @@ class Run:
         self._count = count
         self._only = only
         self._users = (count + _ROOM // USERS_A_FAULT) * USERS_A_FAULT * 2
+        self._spare = self._users // USERS_A_FAULT
+        self._tick_seconds = 0.0
         self._stopping = threading.Event()
         self._report = Report()
         self._lanes: list[Lane] = []
@@ -82,9 +84,10 @@ class Run:
             common = stack.enter_context(self._servers())
             first = self._lane(common, "steps-0")
             steps = self._count_commands(first)
+            self._tick_seconds = first.tick_seconds = self._measure_tick(first)
             faults = choose(self._seed, self._count, steps, self._only)
             counted = ", ".join(f"{kind.name} {commands}" for kind, commands in steps.items())
-            say(f"{len(faults)} faults; commands undisturbed: {counted}")
+            say(f"{len(faults)} faults; undisturbed: {counted} commands; a tick {self._tick_seconds:.2f} s")
             stations = self._stations(stack, common, first, faults)
             with ThreadPoolExecutor(len(stations)) as threads:
                 for outcome in [threads.submit(self._work, station) for station in stations]:
@@ -103,7 +106,12 @@ class Run:
     def _lane(self, pair: Servers, name: str, **more: object) -> Lane:
         url = databases.make_database(pair.database_url, name)
         redis_url = databases.with_database(pair.redis_url, len(self._lanes))
-        parts = {"database_url": url, "redis_url": redis_url, **more}
+        parts = {
+            "database_url": url,
+            "redis_url": redis_url,
+            "tick_seconds": self._tick_seconds,
+            **more,
+        }
         lane = Lane(name=name, folder=self._folder / name, direct_url=url, **parts)  # type: ignore[arg-type]
         self._lanes.append(lane)
         lane.start()
@@ -112,15 +120,26 @@ class Run:
     def _count_commands(self, lane: Lane) -> dict[Kind, int]:
         """Twice each, and the smaller number: the threads of a tick differ by a command or two."""
         kinds = [kind for kind in STEPS if self._only is None or kind in self._only]
-        number = self._users // USERS_A_FAULT
         counts = dict.fromkeys(STEPS, 0)
         for kind in [*kinds, *kinds]:
-            number -= 1
-            fault = Fault(number, kind, seed=0)
+            fault = self._undisturbed(kind)
             commands = step_faults.count_commands(lane, fault)
             counts[kind] = min(counts[kind] or commands, commands)
             lane.await_repair(fault)
         return counts
+
+    def _measure_tick(self, lane: Lane) -> float:
+        """The shorter of two, so that what is to happen within a tick's time rarely comes too late."""
+        seconds = []
+        for fault in (self._undisturbed(Kind.RANDOM_TICK), self._undisturbed(Kind.RANDOM_TICK)):
+            seconds.append(step_faults.measure_tick(lane, fault))
+            lane.await_repair(fault)
+        return min(seconds)
+
+    def _undisturbed(self, kind: Kind) -> Fault:
+        """No fault, but the partition and users of one, from the far end of their numbers."""
+        self._spare -= 1
+        return Fault(self._spare, kind, seed=0)
 
     def _stations(
         self, stack: ExitStack, common: Servers, first: Lane, faults: list[Fault]

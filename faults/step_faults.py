@@ -12,6 +12,8 @@ from faults.waiting import wait_until
 
 STALL_SECONDS = 1.5
 """Longer than the lease of a tick (1 s), so that others take over from one that still lives."""
+_PAUSING = {"ENQUEUE_SLEEP_SECONDS": "0.05"}
+"""A pause between batches, so that a random moment may find a tick between them."""
 _LATE_USERS = 4
 _HERD = 10
 _HALF_A_TICK = 60
@@ -32,15 +34,22 @@ def at_a_command(lane: Lane, fault: Fault) -> bool:
     return trap.sprung.is_set()
 
 
+def measure_tick(lane: Lane, fault: Fault) -> float:
+    """How long an undisturbed tick takes, from the start of its process to the end."""
+    lane.prepare(fault)
+    started = time.monotonic()
+    lane.finish(fault, lane.tick(fault, **_PAUSING))
+    return time.monotonic() - started
+
+
 def tick_at_a_random_time(lane: Lane, fault: Fault) -> bool:
     """SIGKILL to a tick within the time that one takes."""
     lane.prepare(fault)
-    tick = lane.tick(fault, ENQUEUE_SLEEP_SECONDS="0.05")
-    tick.wait(lane.chance(fault).uniform(0.1, 0.8))
-    in_time = tick.running
+    tick = lane.tick(fault, **_PAUSING)
+    tick.wait(lane.chance(fault).uniform(0, lane.tick_seconds))
     tick.kill()
     lane.finish(fault, tick)
-    return in_time
+    return tick.was_killed
 
 
 def reconciler_at_a_random_time(lane: Lane, fault: Fault) -> bool:
