@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -14,15 +15,18 @@ from redis import Redis
 from tests.support.contexts import HandedClock, at_once, context_at
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
+from tests.support.processes import celery, started
 from tests.support.users import make_users
 from tests.support.waiting import wait_until
 from worker_scheduler import reconciler, tick
 from worker_scheduler.clock import utc_now
 from worker_scheduler.context import TickContext
 from worker_scheduler.ledger.tables import Kind
-from worker_scheduler.options import DailyOptions
+from worker_scheduler.options import DailyOptions, parse_daily
 from worker_scheduler.report import Report
 
+ROOT = Path(__file__).resolve().parents[1]
+DAY = "2026-11-23"
 BATCH = 10
 DEEPEST = 25
 USERS = 200
@@ -143,3 +147,86 @@ def test_reconcile_never_waits_and_sends_the_rest_when_there_is_room(
         assert reconciler.reconcile(replace(impatient, patient=True)).errors == []
         sent += broker.count("daily")
     assert sent == USERS
+
+
+class Watch:
+    """Looks at the queue of jobs all the time, and notes how deep it was at most."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._stopped = False
+        self.deepest = 0
+
+    def look(self) -> None:
+        with Redis.from_url(self._broker.url) as redis:
+            while not self._stopped:
+                self.deepest = max(self.deepest, redis.llen(f"{self._broker.key_prefix}daily"))
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        with ThreadPoolExecutor(1) as thread:
+            watching = thread.submit(self.look)
+            try:
+                yield
+            finally:
+                self._stopped = True
+                watching.result(30)
+
+
+@pytest.mark.parametrize(("depth", "processes"), [(DEEPEST, 1), (DEEPEST, 4), (1, 1), (1, 4)])
+def test_the_workers_that_drain_a_full_queue_are_not_held_by_the_tick(
+    depth: int,
+    processes: int,
+    deployed: None,
+    environment: dict[str, str],
+    ledger: Ledger,
+    broker: Broker,
+    tmp_path: Path,
+) -> None:
+    """One pool does ticks, help and jobs, and nobody rings reconcile."""
+    make_users(ledger.url, USERS)
+    variables = {
+        **{"PYTHONPATH": str(ROOT), "SYNC_HANDLER": "tests.support.handlers:complete"},
+        **{"MAX_QUEUE_DEPTH": str(depth), "ENQUEUE_BATCH_SIZE": str(BATCH), "ENQUEUE_SLEEP_SECONDS": "0"},
+        "DISPATCH_CONCURRENCY": str(processes),
+    }
+    pool = celery(
+        environment | variables,
+        tmp_path / "worker.log",
+        *("worker", "-Q", "scheduler,daily,backfill", "--concurrency", str(processes)),
+        *("--without-gossip", "--without-mingle", "--loglevel", "INFO"),
+    )
+    watch = Watch(broker)
+    with started(pool), watch.looking():
+        pool.wait_for_log("ready.")
+        from worker_scheduler import app
+
+        app.send_task("scheduler.daily_tick", kwargs={"date": DAY}, queue="scheduler")
+        wait_until(lambda: ledger.states() == {"COMPLETED": USERS}, 60, "every job COMPLETED")
+        wait_until(lambda: broker.unacknowledged() == 0 and not broker.counts(), 30, "no message left")
+        wait_until(lambda: ledger.value("SELECT state FROM sync_runs") == "ENQUEUED", 30, "a closed run")
+    # A batch of each dispatcher, and the message by which each has passed on what it had no room for.
+    assert watch.deepest <= depth - 1 + processes * (BATCH + 1)
+
+
+def test_reconcile_passes_nothing_on(context: TickContext, ledger: Ledger, broker: Broker) -> None:
+    """Else each pass would leave one message more in a queue that stays full."""
+    make_users(ledger.url, USERS)
+    passed_on: list[tuple[str, str]] = []
+    as_in_a_task = replace(context, patient=False, pass_on=lambda *it: passed_on.append(it))
+    tick.daily(as_in_a_task, parse_daily({"date": DAY}))
+    assert passed_on == [(f"daily:{DAY}", "daily")]
+    for _ in range(3):
+        assert reconciler.reconcile(as_in_a_task).errors == []
+    assert passed_on == [(f"daily:{DAY}", "daily")]
+    assert broker.counts() == {"daily": 30}
+
+
+def test_a_tick_that_found_room_for_all_passes_nothing_on(
+    context: TickContext, ledger: Ledger, broker: Broker
+) -> None:
+    make_users(ledger.url, DEEPEST)
+    passed_on: list[tuple[str, str]] = []
+    as_in_a_task = replace(context, patient=False, pass_on=lambda *it: passed_on.append(it))
+    daily(as_in_a_task)
+    assert passed_on == []

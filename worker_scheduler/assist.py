@@ -1,6 +1,8 @@
 """Assist: dispatches batches of a run that somebody else plans; a task of its own, on any machine.
 
-It plans nothing and takes no lock: who dispatches a batch is settled by the lease of the batch.
+It plans nothing and takes no lock: who dispatches a batch is settled by the lease of the batch. Its
+message is a baton where the queue of jobs was full: it waits behind the jobs that fill the queue, so
+no process has to wait for them, and is passed on until no batch is left.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ _LOOK_SECONDS = 0.1
 
 
 def dispatch(context: TickContext, partition_key: str) -> Report:
-    """Sends batches until none is left and none will come. A failure is in the report."""
+    """Sends batches until none is left and none will come, or the queue is full and the run passed on.
+
+    A failure is in the report.
+    """
     with context.database.autocommit() as connection:
         schema.require_current(connection)
         run = runs.get(connection, partition_key)
@@ -41,15 +46,25 @@ def dispatch(context: TickContext, partition_key: str) -> Report:
 
 
 def _until_none_is_left(context: TickContext, dispatcher: Dispatcher, run: Run, report: Report) -> None:
+    # Of whatever room there is: workers have drained the queue as far as to this message. Where batons
+    # and jobs in hand are all that fills the queue, nobody else would ever find room.
+    for jobs in dispatcher.send_next(run):
+        _count(context, report, jobs)
     planned = False
-    while not planned:
+    while not planned and not dispatcher.out_of_room:
         # Asked before the look for batches: those of a last chunk may come in between.
         with context.database.autocommit() as connection:
             planned = not runs.is_being_planned(connection, run.run_id, context.clock())
         for jobs in dispatcher.dispatch(run):
-            report.jobs_enqueued += jobs
-            report.batches += 1
-            context.on_progress(report)
-        if not planned:
+            _count(context, report, jobs)
+        if not planned and not dispatcher.out_of_room:
             context.pause(_LOOK_SECONDS)
+    if dispatcher.out_of_room:
+        context.pass_on(run.partition_key, run.kind.value)
     dispatcher.close(run)
+
+
+def _count(context: TickContext, report: Report, jobs: int) -> None:
+    report.jobs_enqueued += jobs
+    report.batches += 1
+    context.on_progress(report)

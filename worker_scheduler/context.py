@@ -14,14 +14,18 @@ from worker_scheduler.report import Report
 from worker_scheduler.settings import Settings
 
 
+def to_nobody(_partition_key: str, _queue: str) -> None:
+    """Passes a run on to nobody: whoever works on it waits, or reconcile goes on."""
+
+
 @dataclass(frozen=True)
 class TickContext:
     """What a tick works with.
 
     pause: waits so many seconds. on_progress: is shown the report after each batch.
     requested_by: who rang, for the run's row. patient: whether dispatch waits while the queue is full;
-    else it leaves the rest to a later pass. call_dispatchers: asks for so many more dispatchers of the
-    run of a partition.
+    else it leaves the rest. pass_on: asks for a dispatcher of the run of a partition, when workers have
+    drained this queue. call_dispatchers: asks for so many more dispatchers now.
     """
 
     settings: Settings
@@ -34,6 +38,7 @@ class TickContext:
     requested_by: str
     call_dispatchers: Callable[[str, int], None]
     patient: bool = True
+    pass_on: Callable[[str, str], None] = to_nobody
 
     @property
     def relation(self) -> UsersRelation:

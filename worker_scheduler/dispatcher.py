@@ -51,6 +51,8 @@ class Dispatcher:
     room: Room
     patient: bool
     identity: UUID = field(default_factory=uuid4)
+    out_of_room: bool = False
+    """Whether the last `dispatch` has left batches because the queue was full."""
     _sent_before: bool = False
 
     def dispatch(self, run: Run) -> Iterator[int]:
@@ -58,12 +60,21 @@ class Dispatcher:
 
         Raises StoreUnavailable from Postgres or the broker; the batches in hand are given back.
         """
+        self.out_of_room = False
         while self._pause_between_batches(run) and self._wait_for_room(run):
-            claimed = self._claim(run)
-            if not claimed:
+            sent = self.send_next(run)
+            if not sent:
                 return
-            yield from self._send(run, claimed)
-            self._sent_before = True
+            yield from sent
+
+    def send_next(self, run: Run) -> list[int]:
+        """Sends the first unsent batches that are free, without a look at the queue; the jobs of each."""
+        claimed = self._claim(run)
+        if not claimed:
+            return []
+        sent = self._send(run, claimed)
+        self._sent_before = True
+        return sent
 
     def close(self, run: Run) -> None:
         """Notes that a planned run has nothing left to send; does nothing where it has."""
@@ -85,10 +96,13 @@ class Dispatcher:
         if self.room.free(run.kind.value):
             return True
         log.info("queue is full, dispatch waits", queue=run.kind.value, partition_key=run.partition_key)
-        while self.patient and self.has_unsent(run):
+        while unsent := self.has_unsent(run):
+            if not self.patient:
+                break
             self.pause(_LOOK_SECONDS)
             if self.room.free(run.kind.value):
                 return True
+        self.out_of_room = unsent
         return False
 
     def has_unsent(self, run: Run) -> bool:

@@ -99,6 +99,8 @@ def _in_turns(
         # belongs to the partition, and only messages are missing.
         if outage is None:
             outage = _dispatch(context, dispatcher, run, report)
+    if dispatcher.out_of_room:
+        context.pass_on(run.partition_key, run.kind.value)
     if outage is None and context.settings.dispatch_concurrency > 1:
         outage = _await_the_others(context, dispatcher, run, report)
     if outage is None:

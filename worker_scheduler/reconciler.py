@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from worker_scheduler import catch_up, fan_out, tick
-from worker_scheduler.context import TickContext
+from worker_scheduler.context import TickContext, to_nobody
 from worker_scheduler.errors import SchedulerError
 from worker_scheduler.job_ids import JobIds
 from worker_scheduler.ledger import batches, locks, months, rescue, runs, schema
@@ -135,6 +135,8 @@ def due_jobs(context: TickContext) -> int:
 
 def abandoned_runs(context: TickContext) -> int:
     """Runs that nobody plans or dispatches any more are planned from their cursor, and dispatched."""
+    # Else a full queue would get one baton more each pass.
+    context = replace(context, pass_on=to_nobody)
     resumed: set[UUID] = set()
     while (run := fan_out.take_over(context)) is not None:
         if run.run_id in resumed:

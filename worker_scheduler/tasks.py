@@ -44,7 +44,7 @@ _TICK_OPTIONS: dict[str, Any] = {
 def daily_tick(self: Task, date: str | None = None, **given: Any) -> dict[str, Any]:
     """With a date `scheduler daily`; without one, what is due. Raises what the command would end with."""
     parsed = options.parse_daily({"date": date, **given})
-    with wiring.tick_context(_requested_by(self), _log_progress) as context:
+    with wiring.task_context(_requested_by(self), _log_progress) as context:
         if parsed.date is not None:
             return _result(tick.daily(context, parsed))
         reports = catch_up.ring(context, parsed)
@@ -55,21 +55,21 @@ def daily_tick(self: Task, date: str | None = None, **given: Any) -> dict[str, A
 def backfill(self: Task, **given: Any) -> dict[str, Any]:
     """`scheduler backfill`, as a task. Raises what the command would end with."""
     parsed = options.parse_backfill(given)
-    with wiring.tick_context(_requested_by(self), _log_progress) as context:
+    with wiring.task_context(_requested_by(self), _log_progress) as context:
         return _result(tick.backfill(context, parsed))
 
 
 @app.task(name=DISPATCH, **_TICK_OPTIONS)
 def dispatch(self: Task, partition_key: str) -> dict[str, Any]:
-    """Helps to dispatch a run, until no batch of it is left. See DISPATCH_CONCURRENCY."""
-    with wiring.tick_context(_requested_by(self), _log_progress) as context:
+    """Dispatches a run, until no batch of it is left or its queue is full. See `assist.py`."""
+    with wiring.task_context(_requested_by(self), _log_progress) as context:
         return _result(assist.dispatch(context, options.require_partition_key(partition_key)))
 
 
 @app.task(name=RECONCILE, bind=True, shared=False, throws=(SchedulerError,))
 def reconcile(self: Task) -> dict[str, Any]:
     """`scheduler reconcile`, as a task. What an outage stopped, the next ring does."""
-    with wiring.tick_context(_requested_by(self), _log_progress) as context:
+    with wiring.task_context(_requested_by(self), _log_progress) as context:
         return reconciler.reconcile(context).as_json()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from uuid import UUID
 
 import structlog
@@ -47,11 +48,27 @@ def tick_context(requested_by: str, on_progress: Callable[[Report], None]) -> It
         database.dispose()
 
 
+@contextmanager
+def task_context(requested_by: str, on_progress: Callable[[Report], None]) -> Iterator[TickContext]:
+    """As `tick_context`, for a task: it must not wait for workers, since it holds a process of theirs."""
+    with tick_context(requested_by, on_progress) as context:
+        yield replace(context, patient=False, pass_on=pass_on)
+
+
 def call_dispatchers(partition_key: str, number: int) -> None:
     """Rings `scheduler.dispatch`. Where that fails the run's own dispatcher does the work, or fails too."""
+    _ring_dispatch(partition_key, "scheduler", number)
+
+
+def pass_on(partition_key: str, queue: str) -> None:
+    """Rings `scheduler.dispatch` behind the jobs that fill the queue; if that fails, reconcile goes on."""
+    _ring_dispatch(partition_key, queue, 1)
+
+
+def _ring_dispatch(partition_key: str, queue: str, number: int) -> None:
     try:
         for _ in range(number):
-            app.send_task(DISPATCH, kwargs={"partition_key": partition_key}, queue="scheduler", retry=False)
+            app.send_task(DISPATCH, kwargs={"partition_key": partition_key}, queue=queue, retry=False)
     except (KombuError, RedisError, OSError) as error:
         log.warning("no dispatchers called", partition_key=partition_key, error=reason_of(error))
 
