@@ -345,7 +345,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def claim(self, job_id: UUID) -> None:
         job = self.jobs[job_id]
-        free = job.status == "PENDING" and (job.not_before is None or job.not_before <= self.now)
+        its_time_has_come = (
+            job.not_before is None or job.not_before <= self.now or job.leased_until is not None
+        )
+        free = job.status == "PENDING" and its_time_has_come
         claimed = jobs.claim(self.connection, job_id, self.now, self.now + LEASE)
         assert (claimed is not None) == free
         if claimed is not None:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -25,6 +25,7 @@ from worker_scheduler.ledger.runs import NewRun, Run
 from worker_scheduler.ledger.tables import JobStatus, Kind
 from worker_scheduler.options import BackfillOptions, DailyOptions
 from worker_scheduler.planner import Planner
+from worker_scheduler.publisher import GroupMessage
 from worker_scheduler.publisher.broker import BrokerState
 from worker_scheduler.tick import DAILY_TRIGGER
 
@@ -655,6 +656,45 @@ def test_a_due_job_whose_publisher_died_is_sent_when_its_lease_ran_out(
     clock.forward(age)
     assert reconciler.due_jobs(context) == found
     assert sent(broker) == (each_once([job_id]) if found else Counter())
+
+
+def claim_behind(context: TickContext, job_id: UUID) -> ClaimedJob | None:
+    """What a worker is given whose clock is a second behind ours."""
+    now = context.clock() - timedelta(seconds=1)
+    with context.database.autocommit() as connection:
+        return jobs.claim(connection, job_id, now, context.settings.lease.until(now))
+
+
+def test_a_clock_that_is_behind_claims_nothing_before_its_time(
+    context: TickContext, ledger: Ledger, clock: HandedClock
+) -> None:
+    (job_id,) = enqueue(context, ledger, 1)
+    put_off(context, job_id, not_before=clock())
+    assert claim_behind(context, job_id) is None
+
+
+def test_a_clock_that_is_behind_claims_what_is_being_published(
+    context: TickContext, ledger: Ledger, broker: Broker, clock: HandedClock
+) -> None:
+    """A worker is faster than the note that the message is out; refused, the message would be gone."""
+    (job_id,) = enqueue(context, ledger, 1)
+    put_off(context, job_id, not_before=clock())
+    claimed: list[ClaimedJob | None] = []
+
+    class Published:
+        repeatable = True
+
+        def publish(self, groups: Sequence[GroupMessage]) -> list[UUID | None]:
+            epochs = context.publisher.publish(groups)
+            claimed.append(claim_behind(context, job_id))
+            return epochs
+
+    assert reconciler.due_jobs(replace(context, publisher=Published())) == 1
+    (attempt,) = claimed
+    assert attempt is not None
+    assert ledger.job(job_id)["status"] == "RUNNING"
+    with context.database.autocommit() as connection:
+        assert jobs.finish(connection, attempt, JobStatus.COMPLETED, None, clock())
 
 
 def test_due_jobs_of_several_runs_get_each_their_own_message(

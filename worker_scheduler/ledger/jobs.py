@@ -36,11 +36,14 @@ def _by_job(statement: str) -> dict[bool, TextClause]:
     return {True: text(statement.format(job=known)), False: text(statement.format(job=job))}
 
 
+# A lease on a PENDING job: reconcile is publishing it anew, so its time has come, whatever a clock here
+# that is behind says; the message, once refused, would be gone.
 _CLAIM = _by_job(
     """
     UPDATE sync_jobs SET status = 'RUNNING', attempt = attempt + 1, started_at = :now,
         leased_until = :leased_until, not_before = NULL
-    WHERE {job} AND status = 'PENDING' AND (not_before IS NULL OR not_before <= :now)
+    WHERE {job} AND status = 'PENDING'
+        AND (not_before IS NULL OR not_before <= :now OR leased_until IS NOT NULL)
     RETURNING job_id, run_id, user_id, github_login, partition_key, triggered_by, backfill_days, attempt
     """
 )
