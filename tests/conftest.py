@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from redis import Redis
 
+from tests.support import databases
 from tests.support.application import fresh_app
 from tests.support.command_line import Outcome, in_this_process
 from tests.support.contexts import NOON
@@ -145,6 +147,19 @@ def deployed(
     monkeypatch.setenv("ENQUEUE_SLEEP_SECONDS", "0")
     with fresh_app():
         yield
+
+
+@pytest.fixture
+def read_only(
+    servers: embedded.Servers, database_url: str, deployed: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], AbstractContextManager[None]]:
+    """Makes the test's database read only for a while, as a failover does to connections of before.
+
+    Past a pooler, which would hand out sessions that it began earlier.
+    """
+    name = urlsplit(database_url).path.lstrip("/")
+    monkeypatch.setenv("DATABASE_URL", url_of(servers.database_url, name))
+    return lambda: databases.read_only(servers.database_url, name)
 
 
 @pytest.fixture

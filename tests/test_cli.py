@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.waiting import wait_until
 from worker_scheduler.ledger.schema import newest_version
 
 Scheduler = Callable[..., Outcome]
+ReadOnly = Callable[[], AbstractContextManager[None]]
 
 DAY = "2026-11-23"
 KEY = f"daily:{DAY}"
@@ -218,6 +220,18 @@ class TestCheck:
         assert "allkeys-lru" in fault
         assert "CONFIG SET maxmemory-policy noeviction" in fault
 
+    def test_a_postgres_that_takes_no_writes(
+        self, read_only: ReadOnly, scheduler: Scheduler, ledger: Ledger
+    ) -> None:
+        make_users(ledger.url, 1)
+        with read_only():
+            outcome = scheduler("check")
+        assert outcome.status == 4
+        (fault,) = [line for line in outcome.stdout.splitlines() if line.startswith("FAULT")]
+        assert re.match(
+            r"FAULT Postgres: PostgreSQL \d+ answers, but takes no writes: .*the primary", fault
+        )
+
     def test_stores_that_are_away(self, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABASE_URL", "postgresql://user:secret@127.0.0.1:1/db")
         monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
@@ -239,6 +253,35 @@ def test_postgres_is_away(
     assert "Postgres at 127.0.0.1:1/db is unavailable" in outcome.error
     assert "secret" not in outcome.stdout + outcome.stderr
     assert broker.everything() == {}
+
+
+@pytest.mark.parametrize("command", [["daily"], ["backfill", "--backfill-days=1"]])
+def test_postgres_takes_no_writes(
+    command: list[str], read_only: ReadOnly, scheduler: Scheduler, ledger: Ledger, broker: Broker
+) -> None:
+    make_users(ledger.url, 1)
+    with read_only():
+        outcome = scheduler(*command, "--json")
+    assert outcome.status == 4
+    assert (outcome.report["outcome"], outcome.report["error"]) == ("failed", outcome.error)
+    assert re.search(r"Postgres at \S+ is unavailable: .*read-only transaction", outcome.error)
+    assert (ledger.count(), broker.everything()) == (0, {})
+
+
+@pytest.mark.parametrize("command", [["daily"], ["backfill", "--backfill-days=1"]])
+def test_whatever_else_postgres_refuses_is_one_line(
+    command: list[str], scheduler: Scheduler, ledger: Ledger, broker: Broker
+) -> None:
+    ledger.execute(
+        "CREATE TABLE people (id uuid, logins integer)",
+        "INSERT INTO people VALUES (gen_random_uuid(), 0)",
+        "CREATE VIEW users AS SELECT id, (1 / logins)::text AS github_login FROM people",
+    )
+    outcome = scheduler(*command, "--json")
+    assert outcome.status == 4
+    assert (outcome.report["outcome"], outcome.report["error"]) == ("failed", outcome.error)
+    assert outcome.error == "Postgres refused a statement: division by zero"
+    assert (ledger.count(), broker.everything()) == (0, {})
 
 
 @pytest.mark.parametrize("command", ["status", "migrate"])

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event, Thread
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,6 +15,7 @@ from tests.support.ledger import Ledger
 from tests.support.messages import Broker
 from tests.support.processes import celery, started, worker_of
 from tests.support.users import make_users, user_id
+from tests.support.waiting import wait_until
 from worker_scheduler.errors import ConfigurationError
 from worker_scheduler.handler import load_handler
 from worker_scheduler.worker import SkipJob, SyncJob, process_worker
@@ -21,6 +23,7 @@ from worker_scheduler.worker import SkipJob, SyncJob, process_worker
 Scheduler = Callable[..., Outcome]
 Handler = Callable[[SyncJob], object]
 Run = Callable[[UUID, Handler], str]
+ReadOnly = Callable[[], AbstractContextManager[None]]
 
 KEY = "backfill:2026-11-23:30d"
 
@@ -194,6 +197,25 @@ def test_a_job_that_was_taken_away_is_not_finished(
 
     run(job_id, handle)
     assert [ledger.job(job_id)] == after
+
+
+def test_a_worker_waits_while_postgres_takes_no_writes(
+    job_id: UUID, read_only: ReadOnly, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the connections that it has by then, too: they stay with the server that was the primary."""
+    ended = Event()
+
+    def work() -> None:
+        process_worker().run(job_id, lambda _: None)
+        ended.set()
+
+    with read_only():
+        worker = Thread(target=work, daemon=True)
+        worker.start()
+        wait_until(lambda: "waiting for Postgres" in caplog.text, 30, "a worker that waits")
+        assert ledger.job(job_id)["status"] == "PENDING"
+    assert ended.wait(60)
+    assert ledger.job(job_id)["status"] == "COMPLETED"
 
 
 class TestStarting:

@@ -46,3 +46,10 @@ class StoreUnavailable(SchedulerError):
 
     exit_status = 4
     outcome = "failed"
+
+
+class StoreRefused(SchedulerError):
+    """Postgres answered, and would not do what was asked; the same command again meets the same answer."""
+
+    exit_status = 4
+    outcome = "failed"

@@ -37,3 +37,16 @@ def new_database(server_url: str, template: str = "template1") -> Iterator[str]:
     finally:
         with psycopg.connect(administration, autocommit=True) as connection:
             connection.execute(drop)
+
+
+@contextmanager
+def read_only(server_url: str, database: str) -> Iterator[None]:
+    """Sessions that begin meanwhile find the database as they would find a standby: it takes no writes."""
+    administration = url_of(server_url, make_url(server_url).database or "postgres")
+    alter = SQL("ALTER DATABASE {} {} default_transaction_read_only")
+    with psycopg.connect(administration, autocommit=True) as connection:
+        connection.execute(alter.format(Identifier(database), SQL("SET")) + SQL(" = on"))
+        try:
+            yield
+        finally:
+            connection.execute(alter.format(Identifier(database), SQL("RESET")))

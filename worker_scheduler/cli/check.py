@@ -76,6 +76,11 @@ def _postgres(database: Database) -> str:
         raise ConfigurationError(
             [f"PostgreSQL {version[0]} is too old: {_OLDEST_POSTGRES} to 18 are supported, upgrade it"]
         )
+    if database.is_read_only():
+        raise StoreUnavailable(
+            f"PostgreSQL {version[0]} answers, but takes no writes: it is a standby, or was set"
+            " default_transaction_read_only; let DATABASE_URL name the primary"
+        )
     return f"PostgreSQL {version[0]} answers"
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from worker_scheduler.errors import ConfigurationError, StoreUnavailable
+from worker_scheduler.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from worker_scheduler.ledger import tls
 from worker_scheduler.redaction import escape_control_characters, mask_passwords
 
@@ -33,6 +32,7 @@ _POOL_TIMEOUT_SECONDS = 30
 _TLS_FAULT = re.compile(r"\bSSL|certificate")
 _TABLE_OR_COLUMN_MISSING = {"42P01", "42703"}
 _NOT_ALLOWED = "42501"
+_READ_ONLY = "25006"
 
 
 class Database:
@@ -64,7 +64,10 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """A transaction, committed at the end. Raises StoreUnavailable, ConfigurationError."""
+        """A transaction, committed at the end.
+
+        Raises StoreUnavailable, ConfigurationError, and StoreRefused for whatever else Postgres says.
+        """
         with self._faults_in_our_words(), self._engine.begin() as connection:
             yield connection
 
@@ -73,6 +76,11 @@ class Database:
         """Each statement is its own transaction: a third of the round trips. Raises likewise."""
         with self._faults_in_our_words(), self._autocommit.connect() as connection:
             yield connection
+
+    def is_read_only(self) -> bool:
+        """Whether it takes no writes: a standby, or a primary that was set so. Raises likewise."""
+        with self.autocommit() as connection:
+            return bool(connection.execute(text("SHOW transaction_read_only")).scalar_one() == "on")
 
     def dispose(self) -> None:
         """Closes every idle connection; the pool fills again when it is used."""
@@ -83,6 +91,9 @@ class Database:
         try:
             yield
         except DBAPIError as error:
+            if _sqlstate(error) == _READ_ONLY:
+                # After a failover the name may lead to the new primary, but for connections of before.
+                self._engine.dispose()
             raise self._translated(error) from error
         except PoolTimeout as error:
             # The others wait for a server that has stalled; a heartbeat must survive that.
@@ -92,8 +103,8 @@ class Database:
             ) from error
 
     def _translated(self, error: DBAPIError) -> Exception:
-        state = getattr(error.orig, "sqlstate", None)
-        reason = _one_line(error.orig)
+        state = _sqlstate(error)
+        reason = reason_of(error)
         if state in _TABLE_OR_COLUMN_MISSING:
             return ConfigurationError(
                 [f"the tables do not fit this version ({reason}): run `scheduler migrate`"]
@@ -105,21 +116,29 @@ class Database:
             return ConfigurationError([f"DATABASE_URL cannot be used: {reason}"])
         if self._tls and state is None and _TLS_FAULT.search(reason):
             reason = f"{reason}; {tls.SAY_OTHERWISE}"
-        if error.connection_invalidated or _is_outage(error, state):
+        if is_outage(error):
             return StoreUnavailable(f"Postgres at {self._place} is unavailable: {reason}")
-        return error
+        return StoreRefused(f"Postgres refused a statement: {reason}")
 
 
-def _is_outage(error: DBAPIError, state: str | None) -> bool:
-    """Whether the server, not the statement, is at fault.
+def is_outage(error: DBAPIError) -> bool:
+    """Whether the server, or the moment, is at fault, not the statement: later it may pass.
 
-    SQLSTATE classes: 08 connection, 28 and 3D it does not let us in, 53 out of resources,
-    57 shut down or cancelled, 58 its disk; 55P03 somebody else holds a lock for too long.
+    SQLSTATE classes: 08 connection, 25 a transaction in a state of its own, such as read only, 28 and
+    3D it does not let us in, 40 rolled back for others' sake, 53 out of resources, 57 shut down or
+    cancelled, 58 its disk; 55P03 somebody else holds a lock for too long.
     """
+    state = _sqlstate(error)
+    if error.connection_invalidated:
+        return True
     if state is None:
         # No SQLSTATE: the driver never had an answer.
         return type(error.orig).__name__ in {"OperationalError", "ConnectionTimeout"}
-    return state[:2] in {"08", "28", "3D", "53", "57", "58"} or state == "55P03"
+    return state[:2] in {"08", "25", "28", "3D", "40", "53", "57", "58"} or state == "55P03"
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)
 
 
 def _place(url: URL) -> str:
@@ -127,8 +146,9 @@ def _place(url: URL) -> str:
     return escape_control_characters(f"{host}:{url.port or 5432}/{url.database}")
 
 
-def _one_line(error: Any) -> str:
+def reason_of(error: DBAPIError) -> str:
+    """What Postgres or its driver says, in one line and without passwords."""
     # The server's sentence alone, where there is one: not its copy of the statement.
-    diagnostic = getattr(error, "diag", None)
-    error = (diagnostic and diagnostic.message_primary) or error
-    return escape_control_characters(mask_passwords(" ".join(str(error).split())))
+    diagnostic = getattr(error.orig, "diag", None)
+    said = (diagnostic and diagnostic.message_primary) or error.orig
+    return escape_control_characters(mask_passwords(" ".join(str(said).split())))
