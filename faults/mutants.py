@@ -90,8 +90,8 @@ MUTANTS = (
         (
             Change(
                 "worker_scheduler/ledger/jobs.py",
-                "{_IN_RUNS} AND status = 'PENDING'\n        AND (not_before",
-                "{_IN_RUNS}\n        AND (not_before",
+                "{job} AND status = 'PENDING'\n        AND (not_before",
+                "{job}\n        AND (not_before",
             ),
         ),
         Kind.GROUP_TICK,
