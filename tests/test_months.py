@@ -373,9 +373,11 @@ def test_grants_are_kept(before_months: Ledger, scheduler: Scheduler) -> None:
     )
     try:
         scheduler("migrate")
-        ledger.execute(f"SET ROLE {role}", "SELECT * FROM sync_jobs", "UPDATE sync_jobs SET attempt = 1")
+        ledger.execute(
+            f"SET LOCAL ROLE {role}", "SELECT * FROM sync_jobs", "UPDATE sync_jobs SET attempt = 1"
+        )
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            ledger.execute(f"SET ROLE {role}", "UPDATE sync_jobs SET user_id = job_id")
+            ledger.execute(f"SET LOCAL ROLE {role}", "UPDATE sync_jobs SET user_id = job_id")
     finally:
         ledger.execute(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 

@@ -329,7 +329,9 @@ def test_data_lost_in_the_middle_of_a_tick(context: TickContext, ledger: Ledger,
             broker.lose_everything()
         reports.append(report)
 
-    tick.daily(replace(context, on_progress=flush_once), DailyOptions(date=DAY))
+    # With a pause, since batches without one go several at once.
+    options = DailyOptions(date=DAY, enqueue_sleep_seconds=0.1)
+    tick.daily(replace(context, on_progress=flush_once), options)
     assert broker.counts() == {"daily": 20}
     reconciler.reconcile(context)
     assert sent(broker) == each_once([job["job_id"] for job in ledger.jobs(KEY)])
