@@ -109,7 +109,7 @@ class Database:
             return ConfigurationError(
                 [f"the tables do not fit this version ({reason}): run `scheduler migrate`"]
             )
-        if state == _NOT_ALLOWED:
+        if is_for_lack_of_a_right(error):
             return ConfigurationError([f"Postgres refuses this role: {reason}"])
         if state is None and isinstance(error, ProgrammingError):
             # The driver refused the URL itself: an option that libpq does not know.
@@ -119,6 +119,11 @@ class Database:
         if is_outage(error):
             return StoreUnavailable(f"Postgres at {self._place} is unavailable: {reason}")
         return StoreRefused(f"Postgres refused a statement: {reason}")
+
+
+def is_for_lack_of_a_right(error: DBAPIError) -> bool:
+    """Whether the role may not do it."""
+    return _sqlstate(error) == _NOT_ALLOWED
 
 
 def is_outage(error: DBAPIError) -> bool:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from worker_scheduler.errors import ConfigurationError
-from worker_scheduler.ledger.database import Database
-from worker_scheduler.ledger.migrations.adoption import add_missing_states
+from worker_scheduler.ledger.database import Database, is_for_lack_of_a_right, is_outage, reason_of
+from worker_scheduler.ledger.migrations.adoption import (
+    add_missing_states,
+    older_sync_jobs_exist,
+    refuse_what_cannot_fit,
+)
+from worker_scheduler.ledger.migrations.trial import REMEDY, try_jobs
 
 VERSION_TABLE = "worker_scheduler_version"
 # Any constant of our own: two releases that migrate at once go one after the other.
@@ -21,17 +30,19 @@ def upgrade(database_url: str) -> str:
 
     In one transaction, but for the states that an older scheduler's enum lacks: `adoption.py` says why.
 
-    Raises StoreUnavailable, and ConfigurationError where an older table cannot be adopted.
+    Raises StoreUnavailable, and ConfigurationError where what is there already stands in the way.
     """
     database = Database(database_url)
     try:
-        with database.autocommit() as connection:
-            if version(connection) is None:
+        with _alone(database) as connection:
+            if _is_to_be_adopted(connection):
+                refuse_what_cannot_fit(connection)
                 add_missing_states(connection)
-        with database.transaction() as connection:
-            # Ends with the transaction, so it is safe behind PgBouncer.
-            connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": _MIGRATION_LOCK})
+        with _alone(database) as connection:
+            adopting = _is_to_be_adopted(connection)
             command.upgrade(_config(connection), "head")
+            if adopting:
+                try_jobs(connection)
     finally:
         database.dispose()
     return newest_version()
@@ -68,6 +79,33 @@ def version(connection: Connection) -> str | None:
         return None
     found = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}"))
     return found.scalar_one_or_none()
+
+
+def _is_to_be_adopted(connection: Connection) -> bool:
+    return version(connection) is None and older_sync_jobs_exist(connection)
+
+
+@contextmanager
+def _alone(database: Database) -> Iterator[Connection]:
+    """A transaction in which nobody else migrates."""
+    with database.transaction() as connection:
+        # Ends with the transaction, so it is safe behind PgBouncer.
+        connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": _MIGRATION_LOCK})
+        with _refusals_are_faults():
+            yield connection
+
+
+@contextmanager
+def _refusals_are_faults() -> Iterator[None]:
+    """What is there already may be anything: what Postgres will not do with it, the operator can mend."""
+    try:
+        yield
+    except DBAPIError as error:
+        if is_outage(error) or is_for_lack_of_a_right(error):
+            raise  # as everywhere
+        raise ConfigurationError(
+            [f"the tables cannot be brought up to date: {reason_of(error)}: {REMEDY}"]
+        ) from error
 
 
 def _config(connection: Connection | None) -> Config:

@@ -2,10 +2,12 @@
 
 It adds our columns, and widens what would refuse our rows: a NOT NULL of a column that we do not
 fill, a CHECK or an enum type that does not know all our states. Every one of these changes only the
-catalogue, so none rewrites the table.
+catalogue, so none rewrites the table. What else may refuse our rows, `trial.py` finds out.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import structlog
 from sqlalchemy import Connection, text
@@ -45,48 +47,68 @@ def older_sync_jobs_exist(connection: Connection) -> bool:
     return bool(connection.execute(text("SELECT to_regclass('sync_jobs') IS NOT NULL")).scalar_one())
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A column of the older table. required: NOT NULL, and without a default."""
+
+    name: str
+    quoted: str
+    type: str
+    required: bool
+    in_key: bool
+
+
 def adopt_sync_jobs(connection: Connection) -> None:
     """Makes the older table fit for our rows. Raises ConfigurationError where it cannot be."""
-    columns = _columns(connection)
-    _refuse_what_cannot_fit(connection, columns)
+    refuse_what_cannot_fit(connection)
     _index_job_id(connection)
-    for name, (_, required, has_default) in columns.items():
-        if required and not has_default and name not in _ALWAYS_FILLED:
-            connection.execute(text(f'ALTER TABLE sync_jobs ALTER COLUMN "{name}" DROP NOT NULL'))
-            log.warning("sync_jobs adopted: NOT NULL dropped, we do not fill it", column=name)
+    for column in _columns(connection):
+        if column.required and column.name not in _ALWAYS_FILLED:
+            _change(connection, f"ALTER TABLE sync_jobs ALTER COLUMN {column.quoted} DROP NOT NULL")
+            log.warning("sync_jobs adopted: NOT NULL dropped, we do not fill it", column=column.name)
     _widen_texts(connection)
     connection.execute(text(_OURS))
-    if columns["status"][0] in _STRINGS:
-        _replace_status_checks(connection)
+    _replace_status_checks(connection)
 
 
-def _columns(connection: Connection) -> dict[str, tuple[str, bool, bool]]:
+def _columns(connection: Connection) -> list[_Column]:
     rows = connection.execute(
         text(
-            "SELECT a.attname, t.typname, a.attnotnull,"
-            " a.atthasdef OR a.attidentity <> '' OR a.attgenerated <> ''"
+            "SELECT a.attname AS name, quote_ident(a.attname) AS quoted, t.typname AS type,"
+            " a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AS required,"
+            " EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary"
+            " AND a.attnum = ANY(i.indkey)) AS in_key"
             " FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
             " WHERE a.attrelid = 'sync_jobs'::regclass AND a.attnum > 0 AND NOT a.attisdropped"
+            " ORDER BY a.attnum"
         )
     )
-    return {name: (kind, required, default) for name, kind, required, default in rows}
+    return [_Column(**row._mapping) for row in rows]
 
 
-def _refuse_what_cannot_fit(connection: Connection, columns: dict[str, tuple[str, bool, bool]]) -> None:
+def refuse_what_cannot_fit(connection: Connection) -> None:
+    """Raises ConfigurationError naming each column that is missing or that nothing of ours would fit."""
+    columns = {column.name: column for column in _columns(connection)}
     missing = [c.name for c in sync_jobs.columns if c.name in _needed() and c.name not in columns]
     faults = [f"the older table sync_jobs has no column {name}: add it" for name in missing]
     faults += [
-        f"the older table sync_jobs has {name} as {columns[name][0]}: make it"
+        f"the older table sync_jobs has {name} as {columns[name].type}: make it"
         f" {' or '.join(sorted(accepted))}, or rename the table and let migrate make a new one"
         for name, accepted in _ACCEPTED_TYPES.items()
-        if name in columns and columns[name][0] not in accepted
+        if name in columns and columns[name].type not in accepted
     ]
     if "status" in columns and not _is_text_or_enum(connection):
-        faults.append(f"the older table sync_jobs has status as {columns['status'][0]}: make it text")
+        faults.append(f"the older table sync_jobs has status as {columns['status'].type}: make it text")
     faults += [
         f"the older table sync_jobs has a column {name} of its own, which is ours from now on: rename it"
         for name in columns
         if name in sync_jobs.columns and name not in _needed()
+    ]
+    faults += [
+        f"the older table sync_jobs has the column {column.name} in its primary key, and we do not fill it:"
+        " give it a default, or take it out of the key"
+        for column in columns.values()
+        if column.required and column.in_key and column.name not in _ALWAYS_FILLED
     ]
     if faults:
         raise ConfigurationError(faults)
@@ -121,24 +143,29 @@ def _index_job_id(connection: Connection) -> None:
 
 
 def _widen_texts(connection: Connection) -> None:
-    """varchar(n) → text for what we fill: our keys have up to 200 characters, our errors 500."""
+    """varchar(n) → text where ours may not fit: keys have up to 200 characters, errors 500, states 9."""
     limited = connection.execute(
         text(
             "SELECT quote_ident(attname) FROM pg_attribute"
             " WHERE attrelid = 'sync_jobs'::regclass AND atttypid = 'varchar'::regtype"
-            " AND atttypmod > 0 AND attname = ANY(:names)"
+            " AND atttypmod > 0"
+            " AND (attname = ANY(:names) OR attname = 'status' AND atttypmod - 4 < :longest_status)"
         ),
-        {"names": ["github_login", "error_message", "triggered_by", "partition_key"]},
+        {
+            "longest_status": max(map(len, JobStatus)),
+            "names": ["github_login", "error_message", "triggered_by", "partition_key"],
+        },
     ).scalars()
     for name in list(limited):
-        connection.execute(text(f"ALTER TABLE sync_jobs ALTER COLUMN {name} TYPE text"))
+        _change(connection, f"ALTER TABLE sync_jobs ALTER COLUMN {name} TYPE text")
 
 
 def add_missing_states(connection: Connection) -> None:
     """Where `status` is an enum, gives it the states that it lacks; does nothing else.
 
     In a transaction of its own, before the migration: Postgres lets nobody use a value of an enum
-    before its ADD VALUE is committed, and our indexes name PENDING and RUNNING.
+    before its ADD VALUE is committed, and our indexes name PENDING and RUNNING. So an enum keeps them
+    where the migration is refused after that; they are in nobody's way.
     """
     labels = set(
         connection.execute(
@@ -150,9 +177,7 @@ def add_missing_states(connection: Connection) -> None:
     )
     missing = [status for status in JobStatus if labels and status not in labels]
     for status in missing:
-        connection.execute(
-            text(f"ALTER TYPE {_status_type(connection)} ADD VALUE IF NOT EXISTS '{status}'")
-        )
+        _change(connection, f"ALTER TYPE {_status_type(connection)} ADD VALUE IF NOT EXISTS '{status}'")
 
 
 def _status_type(connection: Connection) -> str:
@@ -178,7 +203,7 @@ def _replace_status_checks(connection: Connection) -> None:
         )
     ).scalars()
     for name in list(names):
-        connection.execute(text(f"ALTER TABLE sync_jobs DROP CONSTRAINT {name}"))
+        _change(connection, f"ALTER TABLE sync_jobs DROP CONSTRAINT {name}")
     states = ", ".join(f"'{status}'" for status in JobStatus)
     connection.execute(
         text(
@@ -186,3 +211,8 @@ def _replace_status_checks(connection: Connection) -> None:
             f" CHECK (run_id IS NULL OR status IN ({states})) NOT VALID"
         )
     )
+
+
+def _change(connection: Connection, statement: str) -> None:
+    """Executes a statement with names of the older scheduler's in it: a colon in one is no parameter."""
+    connection.execute(text(statement.replace(":", r"\:")))

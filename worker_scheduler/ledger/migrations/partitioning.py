@@ -21,6 +21,10 @@ _COLUMNS = text(
     "SELECT attname FROM pg_attribute WHERE attrelid = 'sync_jobs'::regclass AND attnum > 0"
     " AND NOT attisdropped ORDER BY attnum"
 )
+_HAS_OUR_KEY = text(
+    "SELECT EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'sync_jobs'::regclass"
+    " AND conname = 'sync_jobs_pkey')"
+)
 
 # They know the table by its number, not by its name, so they would go on seeing the older part alone.
 _HANGING_ON = text(
@@ -114,7 +118,8 @@ END $$
 
 def partition_sync_jobs(connection: Connection) -> None:
     """Divides the table where it is ours alone; else leaves it whole, and says why."""
-    if list(connection.execute(_COLUMNS).scalars()) != _OURS:
+    has_our_key = connection.execute(_HAS_OUR_KEY).scalar_one()
+    if not has_our_key or list(connection.execute(_COLUMNS).scalars()) != _OURS:
         log.info("sync_jobs stays one table: an older scheduler has made it")
         return
     hanging = connection.execute(_HANGING_ON).scalar_one()
