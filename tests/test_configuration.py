@@ -58,6 +58,7 @@ BAD_VARIABLES = [
                 "postgresql://h",
                 "postgresql+asyncpg://h/db",
             ),
+            *("postgresql://a b/db", "postgresql://u:%00@h/db", "postgresql://h/db?options=%00"),
         )
     ),
     *(
@@ -74,7 +75,19 @@ BAD_VARIABLES = [
             *("rediss://h?ssl_cert_reqs=maybe", "sentinel://h", "redis://h/0#fragment", "redis://[::1/0"),
         )
     ),
-    *(("CELERY_BROKER_URL", value) for value in ("nothing", "carrier-pigeon://h", "redis://h/name")),
+    *(
+        ("CELERY_BROKER_URL", value)
+        for value in (
+            *(
+                "nothing",
+                "carrier-pigeon://h",
+                "redis://h/name",
+                "amqp://h:port//",
+                "amqp://h//;amqp://h:x//",
+            ),
+            *("amqp://[::1//", "sqs://", "kafka://h:9092", "mongodb://h/db", "zookeeper://h", "qpid://h"),
+        )
+    ),
 ]
 
 
@@ -118,6 +131,27 @@ def test_bad_variables(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -
 def test_good_variables(name: str, value: str, meant: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     assert getattr(load(), name.lower()) == meant
+
+
+@pytest.mark.usefixtures("urls")
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("amqp://h", "amqps://u:p%2F%40@h:5671/v%2Fhost", "pyamqp://a//;pyamqp://b//", "memory://"),
+        *("sqla+postgresql://u:p@h/db", "sentinel://a:26379;sentinel://b:26379", "filesystem://"),
+    ],
+)
+def test_good_brokers(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", url)
+    assert load().broker_url == url
+
+
+@pytest.mark.usefixtures("urls")
+def test_a_library_that_a_broker_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", "sqs://")
+    assert "needs a library that is not here (No module named 'botocore'): install kombu[sqs]" in (
+        in_this_process("daily").error
+    )
 
 
 @pytest.mark.usefixtures("urls")
@@ -190,6 +224,13 @@ def test_all_faults_at_once_each_named(monkeypatch: pytest.MonkeyPatch) -> None:
         f"postgresql://h:1/db?password={SECRET}",
         f"postgresql://user:{SECRET}@/",
         f"://{SECRET}",
+        f"postgresql://u:p@{SECRET}@127.0.0.1:1/db",
+        f"postgresql://u:p@/{SECRET}@127.0.0.1:1/db",
+        f"postgresql://u:p@{SECRET}?x@127.0.0.1:1/db",
+        f"pyamqp://u:{SECRET}@127.0.0.1:abc//",
+        f"amqp://u:{SECRET}/@127.0.0.1:1//",
+        f"amqp://u:12/{SECRET}@127.0.0.1:1//",
+        f"amqp://h//;amqp://u:{SECRET}/@127.0.0.1:1//",
     ],
 )
 @pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL"])

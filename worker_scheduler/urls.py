@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
+from kombu import Connection
 from kombu.transport import TRANSPORT_ALIASES
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -27,10 +29,15 @@ def postgres_url(text: str) -> str:
     scheme = _scheme(text)
     if scheme not in POSTGRES_SCHEMES:
         raise ValueError(f"has the unsupported scheme {scheme!r}")
+    if text.count("@") > 1:
+        # SQLAlchemy would take what follows the first one for the host, and show it.
+        raise ValueError("has more than one @: write %40 for each that is part of a name or a password")
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
         raise ValueError("is malformed") from None
+    if "\0" in unquote(text) or re.search(r"[/\s]", url.host or ""):
+        raise ValueError("is malformed")
     if not url.database:
         raise ValueError("names no database")
     if url.port is not None and not 0 < url.port < 65536:
@@ -79,12 +86,25 @@ def without_credentials(redis_url: str) -> tuple[str, dict[str, str]]:
 
 
 def broker_url(text: str) -> str:
-    """`text` for Celery. Raises ValueError where kombu has no transport of that name."""
+    """`text` for Celery. Raises ValueError where kombu could do nothing with it."""
     scheme = _scheme(text, bare=True)  # `sqs://` finds the rest elsewhere
     if scheme in REDIS_SCHEMES:
         return redis_url(text)
-    if scheme.partition("+")[0] not in TRANSPORT_ALIASES:
+    transport = TRANSPORT_ALIASES.get(scheme.partition("+")[0])
+    if transport is None:
         raise ValueError(f"has the unsupported scheme {scheme!r}")
+    for place in text.split(";"):  # kombu's form for several brokers
+        try:
+            parses_itself = Connection(place).transport.can_parse_url
+            if not parses_itself and "@" in urlsplit(place).path:
+                raise ValueError
+        except (ImportError, NameError, RuntimeError) as error:  # kombu says it in all three ways
+            extra = transport.partition(":")[0].rpartition(".")[2].lower()
+            raise ValueError(
+                f"needs a library that is not here ({error}): install kombu[{extra}]"
+            ) from None
+        except ValueError:
+            raise ValueError("is malformed") from None
     return text
 
 
