@@ -220,6 +220,25 @@ class TestCheck:
         assert "allkeys-lru" in fault
         assert "CONFIG SET maxmemory-policy noeviction" in fault
 
+    def test_the_eviction_policy_of_another_broker(
+        self, scheduler: Scheduler, ledger: Ledger, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_users(ledger.url, 1)
+        monkeypatch.setenv("CELERY_BROKER_URL", redis_url)
+        monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+        with Redis.from_url(redis_url) as redis:
+            redis.config_set("maxmemory-policy", "allkeys-lru")
+            try:
+                outcome = scheduler("check")
+            finally:
+                redis.config_set("maxmemory-policy", "noeviction")
+        faults = [line for line in outcome.stdout.splitlines() if line.startswith("FAULT")]
+        assert [fault.split(": ")[0] for fault in faults] == [
+            "FAULT Redis",
+            "FAULT broker's Redis eviction",
+        ]
+        assert "allkeys-lru" in faults[1]
+
     def test_a_postgres_that_takes_no_writes(
         self, read_only: ReadOnly, scheduler: Scheduler, ledger: Ledger
     ) -> None:

@@ -56,7 +56,10 @@ def _findings() -> Iterator[Finding]:
         yield _try("users", lambda: _users(database, settings))
     finally:
         database.dispose()
-    yield from _redis(settings)
+    redis_url = settings.redis_url.get_secret_value()
+    yield from _redis("Redis", redis_url)
+    if settings.broker_is_redis and settings.broker_url != redis_url:
+        yield from _redis("broker's Redis", settings.broker_url)
     yield _try("broker", lambda: _broker(settings))
     yield _try("beat", lambda: _beat(settings))
     yield _worker(settings)
@@ -98,27 +101,26 @@ def _users(database: Database, settings: Settings) -> str:
     return f"{relation.name} has {number} users; a tick takes at most {settings.max_enqueued_jobs}"
 
 
-def _redis(settings: Settings) -> Iterator[Finding]:
-    url = settings.redis_url.get_secret_value()
+def _redis(part: str, url: str) -> Iterator[Finding]:
     client = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, decode_responses=True)
     try:
         info: dict[str, Any] = client.info()
     except (RedisError, OSError) as error:
         text = f"{show_url(url)} is unavailable: {reason_of(error)}"
-        yield Finding("Redis", text, StoreUnavailable.exit_status)
+        yield Finding(part, text, StoreUnavailable.exit_status)
         return
     finally:
         client.close()
     name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
-    yield Finding("Redis", f"{name} {info.get('valkey_version') or info['redis_version']} answers")
-    yield _eviction(str(info.get("maxmemory_policy", "")))
+    yield Finding(part, f"{name} {info.get('valkey_version') or info['redis_version']} answers")
+    yield _eviction(f"{part} eviction", str(info.get("maxmemory_policy", "")))
 
 
-def _eviction(policy: str) -> Finding:
+def _eviction(part: str, policy: str) -> Finding:
     if policy in {"", "noeviction"}:
-        return Finding("Redis eviction", f"maxmemory-policy is {policy or 'not shown to us'}")
+        return Finding(part, f"maxmemory-policy is {policy or 'not shown to us'}")
     return Finding(
-        "Redis eviction",
+        part,
         f"maxmemory-policy is {policy}, so a full Redis throws messages away:"
         " set it with `CONFIG SET maxmemory-policy noeviction`, or in the provider's panel",
         ConfigurationError.exit_status,
@@ -128,16 +130,15 @@ def _eviction(policy: str) -> Finding:
 def _broker(settings: Settings) -> str:
     from worker_scheduler.celery_app import app  # noqa: PLC0415 - only here is the app needed
 
-    connection: BrokerConnection = app.connection_for_write()
+    connection: BrokerConnection
     try:
-        connection.ensure_connection(max_retries=1, timeout=5)
-        if settings.broker_is_redis:
-            connection.default_channel.client.ping()
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            if settings.broker_is_redis:
+                connection.default_channel.client.ping()
     except Exception as error:
         place = show_url(settings.broker_url)
         raise StoreUnavailable(f"{place} is unavailable: {reason_of(error)}") from error
-    finally:
-        connection.release()
     if settings.max_queue_depth is not None and not settings.broker_is_redis:
         raise ConfigurationError(
             [
