@@ -1,6 +1,7 @@
 """The worker's side of a job: it claims, calls the handler, and notes how that ended."""
 
 import re
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -102,6 +103,10 @@ def test_skip_job_skips_with_its_reason(run: Run, job_id: UUID, ledger: Ledger) 
     assert row["completed_at"] is not None
 
 
+class Stop(BaseException):
+    pass
+
+
 class Unprintable(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -115,6 +120,10 @@ class Unprintable(Exception):
         (KeyError("login"), "KeyError: 'login'"),
         (SystemExit("that was it"), "SystemExit: that was it"),
         (SystemExit(0), "SystemExit: 0"),
+        (CancelledError("the loop has ended"), "CancelledError: the loop has ended"),
+        (GeneratorExit(), "GeneratorExit: "),
+        (KeyboardInterrupt(), "KeyboardInterrupt: "),
+        (Stop("no exception of the usual kind"), "Stop: no exception of the usual kind"),
         (Unprintable(), "Unprintable: (its text cannot be shown)"),
         (RuntimeError("x" * 2000), "RuntimeError: " + "x" * 486),
         (RuntimeError("a\x00b"), "RuntimeError: a\\x00b"),
@@ -125,6 +134,12 @@ class Unprintable(Exception):
             "RuntimeError: cannot reach https://***@api.example/x?token=***",
         ),
         (RuntimeError("postgres://u:p@ss/w@h/db"), "RuntimeError: postgres://***@h/db"),
+        (
+            RuntimeError(
+                "access_token=s3cr3t&x-client-secret=s3cr3t PGPASSWORD=s3cr3t AWS_ACCESS_KEY='s3 c'"
+            ),
+            "RuntimeError: access_token=***&x-client-secret=*** PGPASSWORD=*** AWS_ACCESS_KEY=***",
+        ),
     ],
 )
 def test_anything_else_fails_with_its_type_and_text(

@@ -9,8 +9,10 @@ MASK = "***"
 
 # Greedy to the last "@" of the word: a password may itself hold "@", "/" or ":" that nobody escaped.
 _CREDENTIALS_IN_URL = re.compile(r"\b([a-zA-Z][a-zA-Z0-9+.\-]*://)[^\s\"'<>]*@")
+# With what may come before the name: `access_token=`, `PGPASSWORD=`.
 _NAMED_SECRET = re.compile(
-    r"\b(password|passwd|pwd|secret|token|api_?key|sslpassword)(\s*=\s*)('[^']*'|[^\s&;,'\"]+)",
+    r"\b([\w-]{0,40}(?:password|passwd|pwd|secret|token|(?:api|access)_?key))(\s*=\s*)"
+    r"('[^']*'|[^\s&;,'\"]+)",
     re.IGNORECASE,
 )
 # C0, DEL and C1 move cursors and end lines; U+2028/9 end lines; the bidi marks reorder what is read;
@@ -19,7 +21,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2
 
 
 def mask_passwords(text: str) -> str:
-    """`text` with the user and password of every URL, and every `password=…`, replaced by ***."""
+    """`text` with the user and password of every URL, and the value of every `…password=`, as ***."""
     masked = _CREDENTIALS_IN_URL.sub(rf"\1{MASK}@", text)
     return _NAMED_SECRET.sub(rf"\1\2{MASK}", masked)
 

@@ -138,14 +138,11 @@ class Worker:
             self._finish(claimed, JobStatus.SKIPPED, storable(_text_of(skip)))
         except RetryLater as retry:
             self._put_off(claimed, retry)
-        except SystemExit as stop:
-            if _is_termination(stop):
+        except BaseException as error:  # sys.exit() and asyncio's cancellations end a handler, too
+            if _is_termination(error):
                 self._hand_back(claimed)
-            else:  # the handler's own sys.exit()
-                self._fail(claimed, stop)
-            raise
-        except Exception as error:
-            self._fail(claimed, error)
+            else:
+                self._fail(claimed, error)
             raise
         else:
             self._finish(claimed, JobStatus.COMPLETED, None)
@@ -165,7 +162,7 @@ class Worker:
                 except BaseException as error:
                     raised = error
                     raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             if error is not raised or _is_termination(error):
                 raise
 
