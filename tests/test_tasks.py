@@ -16,6 +16,7 @@ from tests.support.ledger import Ledger
 from tests.support.messages import Broker
 from tests.support.users import make_users, user_id
 from tests.support.waiting import wait_until
+from worker_scheduler import logs
 
 Ring = Callable[..., Any]
 
@@ -156,6 +157,49 @@ def test_the_same_rules_and_errors(ring: Ring, ledger: Ledger) -> None:
         assert type(raised).__name__ == error
         assert words in str(raised)
         assert not any(ledger.everything().values())
+
+
+def test_bad_input_is_one_line_at_error(
+    app: Celery, worker: Queue[Any], ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Celery itself logs what an operator can mend at INFO."""
+    logs.configure("INFO")  # as in a worker's own process
+    for name, args, kwargs, words in (
+        ("scheduler.backfill", [3], {}, "argument '3' has no name: give options as keyword arguments"),
+        ("scheduler.daily_tick", ["2026-11-23", 3], {}, "argument '3' has no name"),
+        ("scheduler.daily_tick", ["tomorrow"], {}, "--date='tomorrow' is no date"),
+        ("scheduler.backfill", [], {"backfill_days": 0}, "--backfill-days='0'"),
+    ):
+        caplog.clear()
+        app.send_task(name, args=args, kwargs=kwargs)
+        ended, raised = worker.get(timeout=30)
+        assert (ended, type(raised).__name__) == (name, "BadInput")
+        (line,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+        assert "tick refused" in line.getMessage()
+        assert words in line.getMessage()
+        assert line.exc_info is None
+    assert not any(ledger.everything().values())
+
+
+def test_a_job_that_postgres_refuses_is_one_line_at_error(
+    app: Celery, worker: Queue[Any], ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'not by you'; END $$",
+        "INSERT INTO sync_jobs (job_id, user_id, triggered_by, partition_key)"
+        " VALUES (gen_random_uuid(), gen_random_uuid(), 'somebody', 'p')",
+        "CREATE TRIGGER t BEFORE UPDATE ON sync_jobs FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    logs.configure("INFO")
+    (job,) = ledger.jobs()
+    arguments = [str(job["user_id"]), "p", "somebody"]
+    app.send_task("sync_user", args=arguments, task_id=str(job["job_id"]), queue="daily")
+    _, raised = worker.get(timeout=30)
+    assert str(raised) == "Postgres refused a statement: not by you"
+    (line,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert line.getMessage().startswith('event="job not done"')
+    assert "not by you" in line.getMessage()
 
 
 def test_a_tick_that_runs_already_is_no_error(ring: Ring, ledger: Ledger) -> None:

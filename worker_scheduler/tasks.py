@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
@@ -16,15 +16,19 @@ from celery.worker import state as worker_state
 
 from worker_scheduler import assist, catch_up, logs, options, reconciler, tick, wiring
 from worker_scheduler.celery_app import BACKFILL, DAILY_TICK, DISPATCH, RECONCILE, app
-from worker_scheduler.errors import ConfigurationError, SchedulerError, StoreUnavailable
+from worker_scheduler.errors import BadInput, ConfigurationError, SchedulerError, StoreUnavailable
 from worker_scheduler.handler import Handler, load_handler
 from worker_scheduler.heartbeat import beating
+from worker_scheduler.options import TickOptions
 from worker_scheduler.publisher import SYNC_USER
+from worker_scheduler.redaction import show
 from worker_scheduler.report import Report
 from worker_scheduler.settings import load
 from worker_scheduler.worker import process_worker
 
 log = structlog.get_logger(__name__)
+
+_Parsed = TypeVar("_Parsed", bound=TickOptions)
 
 _JOB_QUEUES = {"daily", "backfill"}
 _TICK_OPTIONS: dict[str, Any] = {
@@ -41,9 +45,9 @@ _TICK_OPTIONS: dict[str, Any] = {
 
 
 @app.task(name=DAILY_TICK, **_TICK_OPTIONS)
-def daily_tick(self: Task, date: str | None = None, **given: Any) -> dict[str, Any]:
+def daily_tick(self: Task, date: str | None = None, *others: Any, **given: Any) -> dict[str, Any]:
     """With a date `scheduler daily`; without one, what is due. Raises what the command would end with."""
-    parsed = options.parse_daily({"date": date, **given})
+    parsed = _parse(options.parse_daily, others, {"date": date, **given})
     with wiring.task_context(_requested_by(self), _log_progress) as context:
         if parsed.date is not None:
             return _result(tick.daily(context, parsed))
@@ -52,9 +56,9 @@ def daily_tick(self: Task, date: str | None = None, **given: Any) -> dict[str, A
 
 
 @app.task(name=BACKFILL, **_TICK_OPTIONS)
-def backfill(self: Task, **given: Any) -> dict[str, Any]:
+def backfill(self: Task, *others: Any, **given: Any) -> dict[str, Any]:
     """`scheduler backfill`, as a task. Raises what the command would end with."""
-    parsed = options.parse_backfill(given)
+    parsed = _parse(options.parse_backfill, others, given)
     with wiring.task_context(_requested_by(self), _log_progress) as context:
         return _result(tick.backfill(context, parsed))
 
@@ -87,13 +91,30 @@ def sync_user(
     except ValueError:
         log.warning("message ignored, its task id is no job id", task_id=self.request.id)
         return
-    process_worker().run(job_id, _handler())
+    try:
+        process_worker().run(job_id, _handler())
+    except SchedulerError as error:  # Celery says it at INFO; reconcile sends the job again
+        log.error("job not done", job_id=str(job_id), reason=str(error))
+        raise
 
 
 @cache
 def _handler() -> Handler:
     """Once a process: reading the settings takes as long as a job that has nothing to do."""
     return load_handler(load().sync_handler)
+
+
+def _parse(
+    parse: Callable[[Mapping[str, object]], _Parsed], others: Sequence[Any], given: Mapping[str, object]
+) -> _Parsed:
+    """The options of a tick. others: what was given by its place, and has no name. Raises BadInput."""
+    try:
+        if others:
+            raise BadInput(f"argument {show(others[0])} has no name: give options as keyword arguments")
+        return parse(given)
+    except BadInput as error:
+        log.error("tick refused", reason=str(error))  # Celery says it at INFO
+        raise
 
 
 def _result(report: Report) -> dict[str, Any]:
