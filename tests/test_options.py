@@ -80,14 +80,33 @@ def test_no_other_text_is_a_date(value: str) -> None:
         assert parsed.isoformat() == value
 
 
-@given(
-    ids=uuids, spell=st.sampled_from([str, lambda i: str(i).upper(), lambda i: i.hex, lambda i: f"{{{i}}}"])
-)
+@given(ids=uuids, spell=st.sampled_from([str, lambda i: str(i).upper(), lambda i: i.hex]))
 def test_ids_as_a_list_and_as_text_are_the_same(ids: list[UUID], spell: Callable[[UUID], str]) -> None:
     spelt = [spell(user_id) for user_id in ids]
     expected = list(dict.fromkeys(ids))
     for form in (spelt, tuple(spelt), ",".join(spelt), [" , ".join(spelt)], [*spelt, *spelt]):
         assert parse_backfill({"backfill_days": 1, "user_ids": form}).user_ids == expected
+
+
+@given(
+    identity=st.uuids(),
+    spell=st.sampled_from(
+        [
+            lambda i: f"{{{i}}}",
+            lambda i: f"urn:uuid:{i}",
+            lambda i: f"{i.hex[:4]}-{i.hex[4:]}",
+            lambda i: f"{i}-",
+        ]
+    ),
+)
+def test_no_other_spelling_is_an_id(identity: UUID, spell: Callable[[UUID], str]) -> None:
+    given_options: dict[str, object] = {"backfill_days": 1, "user_ids": spell(identity)}
+    assert "which is no UUID" in fault(parse_backfill, given_options)
+
+
+def test_a_list_is_shown_as_it_would_be_typed() -> None:
+    line = fault(parse_backfill, {"backfill_days": 1, "user_ids": ["nope", "a"]})
+    assert line.startswith("--user-ids='nope,a' has the item 'nope', which is no UUID")
 
 
 @given(names=logins)

@@ -25,6 +25,7 @@ from worker_scheduler import slots, values
 from worker_scheduler.errors import BadInput
 from worker_scheduler.redaction import escape_control_characters, show
 
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}")
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _MAX_LOGIN_LENGTH = 255
 
@@ -47,10 +48,9 @@ def _items(value: object) -> list[str]:
 
 
 def _uuid(item: str) -> UUID:
-    try:
-        return UUID(item)
-    except ValueError:
-        raise ValueError(f"has the item {show(item)}, which is no UUID") from None
+    if not _UUID.fullmatch(item):  # uuid.UUID takes braces, urn: and dashes anywhere
+        raise ValueError(f"has the item {show(item)}, which is no UUID")
+    return UUID(item)
 
 
 def _ids(value: object) -> list[UUID]:

@@ -77,9 +77,18 @@ def _line(fault: ErrorDetails, name_of: dict[str, str], allowed: dict[str, str])
     hint = allowed.get(field, "")
     if fault["type"] == "missing":
         return f"{name} is not set: give {hint}"
-    given = show_url(str(fault["input"])) if _SECRET_BEARING.search(name) else show(fault["input"])
+    given = (
+        show_url(str(fault["input"])) if _SECRET_BEARING.search(name) else show(_as_typed(fault["input"]))
+    )
     reason = _reason(fault)
     return f"{name}={given}{f' {reason}' if reason else ''}: allowed is {hint}"
+
+
+def _as_typed(value: object) -> object:
+    """A list as an option of the command line takes it, not as Python shows it."""
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    return value
 
 
 def _reason(fault: ErrorDetails) -> str:
