@@ -147,6 +147,16 @@ def test_good_brokers(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("urls")
+@pytest.mark.parametrize("option", ["sslmode", "target_session_attrs", "bogus"])
+def test_an_option_that_the_driver_does_not_know(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://127.0.0.1:1/db?{option}=bogus")
+    outcome = in_this_process("daily", "--json")
+    assert (outcome.status, outcome.report["outcome"]) == (2, "refused")
+    assert outcome.error.startswith("DATABASE_URL cannot be used: ")
+    assert option in outcome.error
+
+
+@pytest.mark.usefixtures("urls")
 def test_a_library_that_a_broker_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CELERY_BROKER_URL", "sqs://")
     assert "needs a library that is not here (No module named 'botocore'): install kombu[sqs]" in (

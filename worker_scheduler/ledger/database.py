@@ -29,6 +29,7 @@ _LIBPQ_DEFAULTS = {
     "tcp_user_timeout": "30000",
 }
 _POOL_TIMEOUT_SECONDS = 30
+_INVALID = re.compile("connection is bad: invalid ")
 _TLS_FAULT = re.compile(r"\bSSL|certificate")
 _TABLE_OR_COLUMN_MISSING = {"42P01", "42703"}
 _NOT_ALLOWED = "42501"
@@ -111,8 +112,8 @@ class Database:
             )
         if is_for_lack_of_a_right(error):
             return ConfigurationError([f"Postgres refuses this role: {reason}"])
-        if state is None and isinstance(error, ProgrammingError):
-            # The driver refused the URL itself: an option that libpq does not know.
+        if state is None and (isinstance(error, ProgrammingError) or _INVALID.match(reason)):
+            # The driver refused the URL itself: an option that libpq does not know, or a value of one.
             return ConfigurationError([f"DATABASE_URL cannot be used: {reason}"])
         if self._tls and state is None and _TLS_FAULT.search(reason):
             reason = f"{reason}; {tls.SAY_OTHERWISE}"
