@@ -151,6 +151,21 @@ def test_wrong_usage_is_one_line(arguments: list[str], word: str, scheduler: Sch
     assert word in outcome.error
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["daily", "--bogus"], ["backfill", "--backfill-days"], ["daily", "2026-11-23"]),
+        ["backfill", "--backfill-days=1", "--confirm=yes"],
+    ],
+)
+def test_wrong_usage_of_a_tick_has_its_object_too(arguments: list[str], scheduler: Scheduler) -> None:
+    usual = scheduler(*arguments)
+    outcome = scheduler(arguments[0], "--json", *arguments[1:])
+    assert (outcome.status, outcome.stderr) == (2, usual.stderr)
+    assert (outcome.report["mode"], outcome.report["outcome"]) == (arguments[0], "refused")
+    assert outcome.report["error"] == outcome.error
+
+
 @pytest.mark.parametrize("command", [["daily"], ["backfill", "--backfill-days=1"]])
 class TestTables:
     """What DATABASE_URL leads to is not as it must be."""

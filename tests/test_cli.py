@@ -17,6 +17,7 @@ from tests.support.messages import Broker
 from tests.support.processes import Process, started
 from tests.support.users import make_users, user_id
 from tests.support.waiting import wait_until
+from worker_scheduler.cli import application
 from worker_scheduler.ledger.schema import newest_version
 
 Scheduler = Callable[..., Outcome]
@@ -38,6 +39,25 @@ def test_results_go_to_stdout_and_logs_to_stderr(environment: dict[str, str], le
     assert "INFO" in logged
     assert 'event="batch enqueued"' in logged
     assert "enqueued=3" in logged
+
+
+def test_one_is_said_as_one(scheduler: Scheduler, ledger: Ledger) -> None:
+    make_users(ledger.url, 1)
+    daily = ("daily", "--date", DAY)
+    said = scheduler(*daily, "--dry-run").stdout
+    assert "1 user selected, 1 of them without a job yet; 1 job would be enqueued" in said
+    assert "1 job written and 1 enqueued in 1 batch, for 1 user (" in scheduler(*daily).stdout
+    assert "nothing to do: the one user has their job (" in scheduler(*daily).stdout
+    assert "users has 1 user; " in scheduler("check").stdout
+
+
+def test_what_a_terminal_cannot_show_is_escaped(environment: dict[str, str]) -> None:
+    outcome = as_process(environment | {"PYTHONIOENCODING": "ascii", "USERS_RELATION": '"ü"'}, "check")
+    assert outcome.status == 2
+    assert r"USERS_RELATION='\"\xfc\"'" in outcome.stdout.replace('"', r"\"")
+    assert "Traceback" not in outcome.stderr
+    outcome = as_process(environment | {"PYTHONIOENCODING": "ascii"}, "daily", "--date", "ü")
+    assert (outcome.status, outcome.error[:13]) == (2, r"--date='\xfc'")
 
 
 @pytest.mark.parametrize(("level", "logs"), [("INFO", True), ("warning", False)])
@@ -77,6 +97,13 @@ def test_it_is_installed_under_both_names(command: list[str], environment: dict[
     assert outcome.status == 0
     assert outcome.stderr == ""
     assert all(name in outcome.stdout for name in ("daily", "backfill", "status", "migrate", "check"))
+
+
+def test_the_readme_has_every_command_and_no_other() -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    table = readme.partition("\n## Commands\n")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| `scheduler ([a-z]+)", table, re.MULTILINE)
+    assert sorted(named) == sorted(str(command.name) for command in application.registered_commands)
 
 
 def test_without_a_command_it_shows_its_help(scheduler: Scheduler) -> None:
@@ -192,7 +219,7 @@ class TestCheck:
         assert newest_version() in lines["schema"]
         assert "7 users" in lines["users"]
         assert "noeviction" in lines["Redis eviction"]
-        assert "'0 2 * * *' in UTC" in lines["beat"]
+        assert "'0 2 * * *' in UTC; a killed Beat is replaced within 150 s" in lines["beat"]
 
     def test_every_fault_is_named_with_its_remedy(
         self, scheduler: Scheduler, empty_database_url: str, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ import redis
 from kombu import Connection as BrokerConnection
 from redis.exceptions import RedisError
 
-from worker_scheduler.cli.output import print_line
+from worker_scheduler.cli.output import counted, print_line
 from worker_scheduler.errors import ConfigurationError, SchedulerError, StoreUnavailable
 from worker_scheduler.ledger import schema
 from worker_scheduler.ledger import users as users_sql
@@ -98,7 +98,9 @@ def _users(database: Database, settings: Settings) -> str:
     with database.autocommit() as connection:
         users_sql.require_relation(connection, relation)
         number = users_sql.count(connection, relation)
-    return f"{relation.name} has {number} users; a tick takes at most {settings.max_enqueued_jobs}"
+    return (
+        f"{relation.name} has {counted(number, 'user')}; a tick takes at most {settings.max_enqueued_jobs}"
+    )
 
 
 def _redis(part: str, url: str) -> Iterator[Finding]:
@@ -163,7 +165,8 @@ def _beat(settings: Settings) -> str:
         )
     return (
         f"rings scheduler.daily_tick at '{settings.daily_tick_cron}' in {settings.scheduler_timezone};"
-        f" a killed Beat is replaced within {conf.redbeat_lock_timeout} s"
+        # Its lock runs out, and the one that waits looks for it.
+        f" a killed Beat is replaced within {conf.redbeat_lock_timeout + conf.beat_max_loop_interval} s"
     )
 
 

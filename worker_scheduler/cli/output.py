@@ -40,6 +40,11 @@ def print_json(value: dict[str, Any] | list[Any]) -> None:
     print(json.dumps(value))
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number} {noun if number == 1 else noun + 's'}"
+
+
 def print_report(report: Report) -> None:
     """For a person, the report of a tick that came to its end."""
     print_line(f"{report.partition_key}: {_sentence(report)}")
@@ -52,16 +57,18 @@ def _sentence(report: Report) -> str:
     seconds = f"{report.duration_seconds:.1f} s"
     if report.outcome == "dry_run":
         return (
-            f"dry run, nothing was written: {report.users_total_selected} users selected,"
+            f"dry run, nothing was written: {counted(report.users_total_selected, 'user')} selected,"
             f" {report.would_insert} of them without a job yet;"
-            f" {report.would_enqueue} jobs would be enqueued"
+            f" {counted(report.would_enqueue or 0, 'job')} would be enqueued"
         )
     if report.outcome == "nothing_to_do":
+        if report.users_total_selected == 1:
+            return f"nothing to do: the one user has their job ({seconds})"
         return f"nothing to do: all {report.users_total_selected} users have their job ({seconds})"
     return (
-        f"{report.jobs_inserted} jobs written and {report.jobs_enqueued} enqueued in"
+        f"{counted(report.jobs_inserted, 'job')} written and {report.jobs_enqueued} enqueued in"
         f" {report.batches} {'batch' if report.batches == 1 else 'batches'},"
-        f" for {report.users_total_selected} users ({seconds})"
+        f" for {counted(report.users_total_selected, 'user')} ({seconds})"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from worker_scheduler import logs, options, pruner
-from worker_scheduler.cli.output import print_json, print_line
+from worker_scheduler.cli.output import counted, print_json, print_line
 from worker_scheduler.cli.ticks import AsJson, DryRun
 from worker_scheduler.clock import utc_now
 from worker_scheduler.ledger import schema
@@ -49,6 +49,6 @@ def prune(
 def _print(result: Pruned, dry_run: bool) -> None:
     months = ", ".join(result.months) or "no month"
     verb = "would drop" if dry_run else "dropped"
-    print_line(f"{verb} {months}: {result.runs} runs, {result.jobs} jobs")
+    print_line(f"{verb} {months}: {counted(result.runs, 'run')}, {counted(result.jobs, 'job')}")
     for name, reason in result.kept.items():
         print_line(f"  kept {name}: {reason}")
