@@ -58,9 +58,11 @@ def _findings() -> Iterator[Finding]:
         database.dispose()
     redis_url = settings.redis_url.get_secret_value()
     yield from _redis("Redis", redis_url)
-    if settings.broker_is_redis and settings.broker_url != redis_url:
+    broker = _try("broker", lambda: _broker(settings))
+    yield broker
+    another = settings.broker_is_redis and settings.broker_url != redis_url
+    if another and broker.status != StoreUnavailable.exit_status:
         yield from _redis("broker's Redis", settings.broker_url)
-    yield _try("broker", lambda: _broker(settings))
     yield _try("beat", lambda: _beat(settings))
     yield _worker(settings)
 
