@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from operator import ge, le
 
 from benchmarks.measure import Measured, Subject
+from benchmarks.standing import Standing
 
 Results = Mapping[int, Mapping[Subject, Measured]]
 
@@ -39,10 +40,10 @@ class Bound:
         return f"| {self.what} | {sign} {self.limit:g}{unit} | {self.value:.2f}{unit} | {kept} |"
 
 
-def table(results: Results) -> str:
+def table(results: Results, standing: Standing | None) -> str:
     """Markdown: what must be shown, the bound, the figure, whether it is kept."""
     lines = ["| must show | bound | measured | kept |", "|---|---|---|---|"]
-    return "\n".join([*lines, *map(str, _of_all(results))])
+    return "\n".join([*lines, *map(str, [*_of_all(results), *_of_standing(standing)])])
 
 
 def of_ci(results: Results) -> int:
@@ -79,6 +80,18 @@ def _of_all(results: Results) -> Iterator[Bound]:
         f"same partition again, {largest:,} jobs", statistics.median(tick.again_seconds), le, 1.5, "s"
     )
     yield Bound(f"`scheduler status`, {largest:,} jobs", statistics.median(tick.status_ms), le, 300, "ms")
+
+
+def _of_standing(standing: Standing | None) -> Iterator[Bound]:
+    if standing is None:
+        return
+    yield Bound(
+        f"reconcile, nothing to do, {standing.finished_jobs:,} jobs of 10 runs",
+        standing.reconcile_ms,
+        *(le, 100, "ms"),
+    )
+    share = standing.jobs_per_second / standing.tasks_per_second
+    yield Bound("worker: jobs with an empty handler / empty Celery tasks", share, ge, 0.6)
 
 
 def _of_size(

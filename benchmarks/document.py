@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 from benchmarks.bounds import Results
 from benchmarks.measure import Measured, Subject
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 720, 420, 80, 30, 60
 _COLOURS = ("#444", "#06c", "#6af", "#c40", "#e90")
+_BEGIN, _END = "<!-- measured -->", "<!-- end -->"
 _STYLE = "text { font: 13px sans-serif; fill: #222 } .grid { stroke: #ddd } svg { background: #fff }"
 
 
@@ -36,6 +38,13 @@ def _rows(results: Results) -> Iterator[str]:
 
 def _jobs_a_second(users: int, measured: Measured) -> float:
     return users / measured.median_seconds
+
+
+def put_into(page: Path, tables: str) -> None:
+    """Replaces what stands between the page's two marks."""
+    before, _, rest = page.read_text().partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    page.write_text(f"{before}{_BEGIN}\n\n{tables}\n\n{_END}{after}")
 
 
 def plot(results: Results) -> str:

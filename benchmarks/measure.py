@@ -58,19 +58,20 @@ def side_by_side(
 
 def _once(site: Site, users: int, subject: Subject, into: Measured) -> None:
     watch = _FirstMessage(site)
-    said = _child(site, subject)
+    said = child(site, subject)
     first = watch.ended()
     _require_complete(site, users)
     into.seconds.append(said["seconds"])
     into.peak_mib.append(said["peak_kib"] / 1024)
     into.first_message_ms.append((first - said["began"]) * 1000)
     if subject.name == "tick":
-        into.again_seconds.append(_child(site, subject)["seconds"])
+        into.again_seconds.append(child(site, subject)["seconds"])
         _require_complete(site, users)
         into.status_ms.append(_status_seconds(site) * 1000)
 
 
-def _child(site: Site, subject: Subject) -> dict[str, float]:
+def child(site: Site, subject: Subject) -> dict[str, float]:
+    """Runs a subject in a process of its own; what it says."""
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks.subjects", subject.name, str(subject.batch_size)],
         env={"PATH": os.environ["PATH"], **site.environment},

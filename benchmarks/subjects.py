@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import UTC, date, datetime
 from itertools import chain, zip_longest
 from typing import Any
@@ -22,7 +22,7 @@ from celery import group
 from redis import Redis
 from sqlalchemy import Connection, create_engine, insert, text
 
-from worker_scheduler import app, tick, wiring
+from worker_scheduler import app, reconciler, tick, wiring
 from worker_scheduler.ledger import tables
 from worker_scheduler.ledger.months import new_run_id, uuid_prefix
 from worker_scheduler.options import DailyOptions
@@ -60,6 +60,19 @@ def prepare_tick(batch_size: int) -> Work:
             report = tick.daily(context, options)
         if report.failure is not None:
             raise report.failure
+
+    return work
+
+
+def prepare_reconcile(batch_size: int) -> Work:
+    """One pass of `scheduler reconcile` that finds nothing to do, on connections that are open."""
+    context = ExitStack().enter_context(wiring.tick_context("benchmark", lambda _: None))
+    reconciler.reconcile(context)
+
+    def work() -> None:
+        result = reconciler.reconcile(context)
+        if result.errors or any(result.put_right.values()):
+            raise AssertionError(result)
 
     return work
 
@@ -170,6 +183,7 @@ def _row(run_id: UUID, user_id: UUID, login: str, now: datetime) -> dict[str, An
 PREPARE: dict[str, Callable[[int], Work]] = {
     "tick": prepare_tick,
     "floor": prepare_floor,
+    "reconcile": prepare_reconcile,
     "group": prepare_group,
     "group-in-batch": prepare_group_in_batch,
 }

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from worker_scheduler.clock import Clock
-from worker_scheduler.errors import StoreUnavailable
+from worker_scheduler.errors import SchedulerError
 from worker_scheduler.leases import Lease
 from worker_scheduler.ledger import batches, runs
 from worker_scheduler.ledger.batches import ClaimedBatch
@@ -170,6 +170,6 @@ class Dispatcher:
         try:
             with self.database.autocommit() as connection:
                 batches.release(connection, claimed, self.identity)
-        except StoreUnavailable as error:
+        except SchedulerError as error:
             # The broker's fault is the one to report; the lease frees the batches by itself.
             log.warning("batches not given back, their lease will run out", error=str(error))

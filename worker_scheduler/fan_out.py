@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from worker_scheduler.context import TickContext
 from worker_scheduler.dispatcher import Dispatcher
-from worker_scheduler.errors import StoreUnavailable
+from worker_scheduler.errors import SchedulerError, StoreUnavailable
 from worker_scheduler.heartbeat import beating
 from worker_scheduler.ledger import batches, runs
 from worker_scheduler.ledger.plan import Chunk
@@ -152,5 +152,5 @@ def _let_go(context: TickContext, run: Run, report: Report) -> None:
         with context.database.autocommit() as connection:
             runs.release(connection, run.run_id)
         report.enqueue_failures = _unsent_jobs(context, run)
-    except StoreUnavailable:
+    except SchedulerError:
         return  # the lease runs out by itself
