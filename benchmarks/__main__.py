@@ -13,8 +13,8 @@ from worker_scheduler import embedded
 
 _SUBJECTS = (Subject("floor", 1000), Subject("tick", 1000), Subject("tick", 200))
 _IDIOMS = (Subject("group", 200), Subject("group-in-batch", 200))
-_IDIOM_USERS = 20_000
-"""At some 400 µs a job, more of them would only take longer."""
+_IDIOM_USERS = 100_000
+"""At some 300 µs a job, more of them would only take longer."""
 
 
 def main() -> int:

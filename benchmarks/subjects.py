@@ -18,7 +18,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
-from celery import group
+from celery import Celery, group
+from kombu.transport import redis as _redis_transport  # noqa: F401 - on first use, else
 from redis import Redis
 from sqlalchemy import Connection, create_engine, insert, text
 
@@ -135,13 +136,13 @@ def prepare_group_in_batch(batch_size: int) -> Work:
 
 
 def _idiom(batch_size: int, within: Callable[[Any], AbstractContextManager[object]]) -> Work:
-    engine = create_engine(load().database_url.get_secret_value())
-    app.loader.import_default_modules()
+    settings = load()
+    engine = create_engine(settings.database_url.get_secret_value())
+    task = _stock_task(settings.broker_url)
     run_id = new_run_id(datetime.now(UTC))
 
     def publish(jobs: list[dict[str, Any]]) -> None:
-        task = app.tasks["sync_user"]
-        with app.producer_or_acquire() as producer, within(producer):
+        with task.app.producer_or_acquire() as producer, within(producer):
             signatures = [
                 task.s(str(job["user_id"]), KEY, TRIGGER).set(task_id=str(job["job_id"]), queue="daily")
                 for job in jobs
@@ -165,6 +166,19 @@ def _idiom(batch_size: int, within: Callable[[Any], AbstractContextManager[objec
                     publish(jobs[start : start + batch_size])
 
     return work
+
+
+def _stock_task(broker_url: str) -> Any:
+    """`sync_user` on an app as people write it: Celery's own settings, no results."""
+    stock = Celery("idiom", broker=broker_url)
+    stock.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True)
+
+    @stock.task(name="sync_user")  # type: ignore[untyped-decorator]
+    def sync_user(user_id: str, partition_key: str, triggered_by: str) -> None: ...
+
+    with stock.connection_for_write() as connection:
+        connection.connect()
+    return sync_user
 
 
 def _row(run_id: UUID, user_id: UUID, login: str, now: datetime) -> dict[str, Any]:

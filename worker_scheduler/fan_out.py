@@ -6,6 +6,7 @@ run, and whether it may run at all, is decided before, by `tick.py`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +20,9 @@ from worker_scheduler.ledger.runs import Run
 from worker_scheduler.planner import Planner
 from worker_scheduler.report import Report
 from worker_scheduler.room import Room
+
+_CHUNKS_AHEAD = 3
+"""Chunks that are planned, or being planned, while one is published."""
 
 _LOOK_SECONDS = 0.1
 """Between two looks at batches that others dispatch."""
@@ -90,7 +94,7 @@ def _in_turns(
     """Plans to the end; returns the outage of the broker that stopped the dispatch, if one did."""
     outage: StoreUnavailable | None = None
     others = context.settings.dispatch_concurrency - 1
-    for chunk in _one_ahead(planner.chunks(run, batch_size)):
+    for chunk in _ahead(planner.chunks(run, batch_size)):
         report.jobs_inserted += chunk.jobs
         if chunk.jobs and others:
             context.call_dispatchers(run.partition_key, others)
@@ -119,13 +123,17 @@ def _await_the_others(
     return None
 
 
-def _one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Plans the next chunk, on a connection of its own, while the one before is being published."""
+def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Plans the next chunks, on a connection of their own, while the one before is being published."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner") as thread:
-        following = thread.submit(next, chunks, None)
-        while (chunk := following.result()) is not None:
-            following = thread.submit(next, chunks, None)
-            yield chunk
+        following = deque(thread.submit(next, chunks, None) for _ in range(_CHUNKS_AHEAD))
+        try:
+            while (chunk := following.popleft().result()) is not None:
+                following.append(thread.submit(next, chunks, None))
+                yield chunk
+        finally:
+            for future in following:
+                future.cancel()
 
 
 def _dispatch(

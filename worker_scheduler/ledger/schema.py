@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from alembic import command
 from alembic.config import Config
@@ -48,6 +49,7 @@ def upgrade(database_url: str) -> str:
     return newest_version()
 
 
+@cache
 def newest_version() -> str:
     """The schema version that this code works with."""
     return ScriptDirectory.from_config(_config(None)).get_current_head() or ""
@@ -58,18 +60,16 @@ def require_current(connection: Connection) -> None:
     present = version(connection)
     if present is None:
         raise ConfigurationError(["the tables are not there: run `scheduler migrate`"])
+    if present == newest_version():
+        return
     known = {script.revision for script in ScriptDirectory.from_config(_config(None)).walk_revisions()}
     if present not in known:
         raise ConfigurationError(
             [f"the tables have version {present}, newer than this code: deploy the newer code"]
         )
-    if present != newest_version():
-        raise ConfigurationError(
-            [
-                f"the tables have version {present}, this code needs {newest_version()}:"
-                " run `scheduler migrate`"
-            ]
-        )
+    raise ConfigurationError(
+        [f"the tables have version {present}, this code needs {newest_version()}: run `scheduler migrate`"]
+    )
 
 
 def version(connection: Connection) -> str | None:
