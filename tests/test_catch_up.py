@@ -15,6 +15,7 @@ from tests.support.messages import Broker
 from tests.support.users import make_users
 from worker_scheduler import catch_up, reconciler, tick
 from worker_scheduler.context import TickContext
+from worker_scheduler.errors import Refused
 from worker_scheduler.options import DailyOptions
 
 MIDNIGHT = datetime(2026, 11, 23, tzinfo=UTC)
@@ -242,6 +243,89 @@ def test_migrating_again_does_not_forget_the_first_deployment(
     deployed_at(ledger, SLOT)
     assert scheduler("migrate").status == 0
     assert ledger.rows("SELECT since FROM sync_origin") == [{"since": SLOT}]
+
+
+# --- another cron or zone -----------------------------------------------------------------------------
+
+MONDAYS = {"daily_tick_cron": "0 2 * * 1"}  # SLOT is one
+
+
+@pytest.mark.parametrize("policy", ["latest", "all", "none"])
+@pytest.mark.parametrize(
+    "calendar",
+    [
+        {"daily_tick_cron": "0 2 * * *"},
+        {"daily_tick_cron": "0 1 * * *"},
+        {"daily_tick_cron": "0 2 * * *", "scheduler_timezone": "Europe/Berlin"},
+    ],
+)
+def test_another_calendar_invents_no_past(
+    calendar: dict[str, str], policy: str, context: TickContext, ledger: Ledger, clock: HandedClock
+) -> None:
+    deployed_at(ledger, SLOT - 22 * DAY)
+    before = given(context, **MONDAYS, daily_catch_up="all", daily_catch_up_window=30)
+    assert reconciler.missed_slots(before) == 4
+    clock.forward(3 * DAY)
+    after = given(before, **calendar, daily_catch_up=policy)
+    for _ in range(2):
+        assert reconciler.missed_slots(after) == 0
+    assert list(states(ledger).values()) == ["ENQUEUED"] * 4
+    clock.forward(DAY)
+    assert reconciler.missed_slots(after) == 1
+    assert len(states(ledger)) == 5
+
+
+def test_another_zone_invents_no_past(context: TickContext, ledger: Ledger, clock: HandedClock) -> None:
+    """In the morning of the 23rd in UTC, the 23rd was due in Kiritimati the day before."""
+    deployed_at(ledger, SLOT - DAY)
+    clock.now = SLOT - HOUR / 2
+    assert reconciler.missed_slots(context) == 0
+    zoned = given(context, scheduler_timezone="Pacific/Kiritimati")
+    assert reconciler.missed_slots(zoned) == 0
+    clock.now = SLOT + 10 * HOUR
+    assert reconciler.missed_slots(zoned) == 1
+    assert states(ledger) == {"24": "ENQUEUED"}
+
+
+def test_what_was_due_by_the_calendar_before_is_caught_up(
+    context: TickContext, ledger: Ledger, clock: HandedClock
+) -> None:
+    """Down from Friday to Wednesday, and then another cron."""
+    deployed_at(ledger, SLOT - 10 * DAY)
+    clock.now = SLOT - 3 * DAY
+    before = given(context, **MONDAYS)
+    reconciler.missed_slots(before)
+    clock.now = SLOT + 2 * DAY + HOUR
+    assert reconciler.missed_slots(context) == 1
+    assert reconciler.missed_slots(context) == 0
+    assert states(ledger) == {"16": "ENQUEUED", "23": "ENQUEUED"}
+
+
+def test_a_day_that_is_refused_is_not_forgotten_with_its_calendar(
+    context: TickContext, ledger: Ledger, clock: HandedClock
+) -> None:
+    deployed_at(ledger, SLOT - HOUR)
+    clock.now = SLOT - HOUR / 2
+    reconciler.missed_slots(given(context, **MONDAYS))
+    clock.now = SLOT + DAY
+    for _ in range(2):
+        with pytest.raises(Refused, match="MAX_ENQUEUED_JOBS"):
+            reconciler.missed_slots(given(context, max_enqueued_jobs=1))
+    assert reconciler.missed_slots(context) == 1
+    assert states(ledger) == {"23": "ENQUEUED"}
+
+
+def test_several_at_once_change_the_calendar_once(
+    context: TickContext, ledger: Ledger, clock: HandedClock
+) -> None:
+    deployed_at(ledger, SLOT - HOUR)
+    reconciler.missed_slots(given(context, **MONDAYS))
+    clock.forward(3 * DAY)
+    at_once(context, 4, reconciler.missed_slots)
+    assert states(ledger) == {"23": "ENQUEUED"}
+    assert ledger.rows("SELECT * FROM sync_origin") == [
+        {"since": SLOT + 3 * DAY, "cron": "0 2 * * *", "timezone": "UTC"}
+    ]
 
 
 # --- lost rings -------------------------------------------------------------------------------------

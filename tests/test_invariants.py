@@ -122,6 +122,7 @@ def test_guarded_moves() -> None:
         "sync_runs": r"\bstate (=|IN|<>) ",
         "sync_batches": r"\benqueued_at IS (NOT )?NULL",
         "sync_locks": r"\bholder = :holder",
+        "sync_origin": r"\bsince = :seen_since",
     }
     updates = 0
     for place, sql in statements():

@@ -13,7 +13,8 @@ import structlog
 
 from worker_scheduler import slots, tick
 from worker_scheduler.context import TickContext
-from worker_scheduler.ledger import months, runs
+from worker_scheduler.ledger import months, origin, runs
+from worker_scheduler.ledger.origin import Origin
 from worker_scheduler.ledger.tables import RunState
 from worker_scheduler.options import DailyOptions
 from worker_scheduler.report import Report
@@ -29,10 +30,15 @@ _LATE = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Due:
-    """What is due: days to run, oldest first, and days to note as missed."""
+    """What is due: days to run, oldest first, and days to note as missed.
+
+    By the calendar of `origin`, up to `until`.
+    """
 
     run: tuple[Slot, ...]
     missed: tuple[Slot, ...]
+    origin: Origin
+    until: datetime
 
 
 def start_due(context: TickContext, options: DailyOptions) -> list[Report]:
@@ -42,7 +48,11 @@ def start_due(context: TickContext, options: DailyOptions) -> list[Report]:
     """
     due = find_due(context)
     _note_missed(context, due.missed)
-    return [tick.daily(context, options, slot) for slot in due.run]
+    reports = [tick.daily(context, options, slot) for slot in due.run]
+    # Else a day that was refused would be forgotten with the calendar by which it was due.
+    if not options.dry_run and all(report.failure is None for report in reports):
+        _adopt_calendar(context, due)
+    return reports
 
 
 def ring(context: TickContext, options: DailyOptions) -> list[Report]:
@@ -62,17 +72,33 @@ def ring(context: TickContext, options: DailyOptions) -> list[Report]:
 
 
 def find_due(context: TickContext) -> Due:
-    """Looks at the slots since the first deployment, a year back at most."""
+    """Looks at the slots since the first deployment, a year back at most.
+
+    By the calendar that was in force: by a new one, days would be due that never were.
+    """
     now = context.clock()
     with context.database.autocommit() as connection:
-        since = max(runs.deployed_since(connection), now - _LOOK_BACK)
-        by_day = {slot.day: slot for slot in _calendar(context.settings).slots(since, now)}
+        noted = origin.get(connection)
+        calendar = _calendar_since(noted) or _calendar(context.settings)
+        by_day = {slot.day: slot for slot in calendar.slots(max(noted.since, now - _LOOK_BACK), now)}
         keys = [slots.daily_partition(day) for day in by_day]
         known = runs.daily_slots(connection, keys)
     pending = [slot for slot in by_day.values() if slots.daily_partition(slot.day) not in known]
     if by_day:
         pending += _rung_for_an_earlier_slot(list(by_day.values())[-1], known)
-    return _divide(pending, now, context.settings)
+    run, missed = _divide(pending, now, context.settings)
+    return Due(run, missed, noted, now)
+
+
+def _adopt_calendar(context: TickContext, due: Due) -> None:
+    """From the end of what was settled by the calendar before, the one of the settings is in force."""
+    calendar = _calendar(context.settings)
+    before = _calendar_since(due.origin)
+    if before == calendar:
+        return
+    since = due.origin.since if before is None else due.until
+    with context.database.autocommit() as connection:
+        origin.move(connection, due.origin, Origin(since, calendar.cron, calendar.timezone))
 
 
 def _rung_for_an_earlier_slot(latest: Slot, known: dict[str, datetime | None]) -> list[Slot]:
@@ -81,14 +107,16 @@ def _rung_for_an_earlier_slot(latest: Slot, known: dict[str, datetime | None]) -
     return [latest] if served is not None and served < latest.due_at else []
 
 
-def _divide(pending: list[Slot], now: datetime, settings: Settings) -> Due:
-    """By DAILY_CATCH_UP: which of the days that have no run get one."""
+def _divide(
+    pending: list[Slot], now: datetime, settings: Settings
+) -> tuple[tuple[Slot, ...], tuple[Slot, ...]]:
+    """By DAILY_CATCH_UP: which of the days that have no run get one, and which are missed."""
     policy = settings.daily_catch_up
     days = 0 if policy == "none" else settings.daily_catch_up_window
     window = max(_LATE, timedelta(days=days))
     in_window = [slot for slot in pending if slot.due_at >= now - window]
     chosen = in_window if policy == "all" else in_window[-1:]
-    return Due(run=tuple(chosen), missed=tuple(slot for slot in pending if slot not in chosen))
+    return tuple(chosen), tuple(slot for slot in pending if slot not in chosen)
 
 
 def _note_missed(context: TickContext, missed: tuple[Slot, ...]) -> None:
@@ -115,3 +143,9 @@ def _is_missed(context: TickContext, slot: Slot) -> bool:
 
 def _calendar(settings: Settings) -> Calendar:
     return Calendar(settings.daily_tick_cron, settings.scheduler_timezone)
+
+
+def _calendar_since(noted: Origin) -> Calendar | None:
+    if noted.cron is None or noted.timezone is None:
+        return None
+    return Calendar(noted.cron, noted.timezone)

@@ -183,8 +183,6 @@ _DAILY_SLOTS = text(
     " WHERE kind = 'daily' AND partition_key = ANY(:partition_keys)"
 )
 
-_SINCE = text("SELECT min(since) FROM sync_origin")
-
 
 def open_run(connection: Connection, new: NewRun, now: datetime, leased_until: datetime) -> Run | None:
     """Makes the partition's run, or opens it again; None where the key belongs to another run, or the
@@ -300,12 +298,6 @@ def daily_slots(connection: Connection, partition_keys: list[str]) -> dict[str, 
     """Those of the partitions that have a daily run, with the latest slot that it was for."""
     rows = connection.execute(_DAILY_SLOTS, {"partition_keys": partition_keys})
     return {row.partition_key: row.slot for row in rows}
-
-
-def deployed_since(connection: Connection) -> datetime:
-    """When the tables were made: slots before that are nobody's."""
-    since: datetime = connection.execute(_SINCE).scalar_one()
-    return since
 
 
 def _run(row: object) -> Run:

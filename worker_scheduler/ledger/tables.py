@@ -180,5 +180,13 @@ sync_locks = Table(
     Column("leased_until", UTC_TIME, nullable=False),
 )
 
-# One row: slots before it belong to a time in which nobody had deployed this scheduler.
-sync_origin = Table("sync_origin", metadata, Column("since", UTC_TIME, nullable=False))
+# One row: slots before it belong to a time in which nobody had deployed this scheduler, or in which it
+# had another calendar.
+sync_origin = Table(
+    "sync_origin",
+    metadata,
+    Column("since", UTC_TIME, nullable=False),
+    # The calendar by which days are due since then; NULL until the first look.
+    Column("cron", Text),
+    Column("timezone", Text),
+)

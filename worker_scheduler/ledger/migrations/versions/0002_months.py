@@ -1,4 +1,4 @@
-"""Jobs in monthly partitions, so that a finished month can be dropped in one statement.
+"""Jobs in monthly partitions, so that a finished month can be dropped in one statement; the calendar.
 
 A table of our own becomes the default partition, not a row of it written anew. What an older scheduler
 left, or what other objects of the database hang on, stays one table: `partitioning.py` says when.
@@ -17,10 +17,15 @@ ALTER TABLE sync_runs
     ADD COLUMN pruned_at timestamptz
 """
 
+ORIGIN = """
+ALTER TABLE sync_origin ADD COLUMN cron text, ADD COLUMN timezone text
+"""
+
 
 def upgrade() -> None:
     """Adds the columns, divides the table where it may, and makes the function that adds a month."""
     op.execute(RUNS)
+    op.execute(ORIGIN)
     partition_sync_jobs(op.get_bind())
     schema = op.get_bind().exec_driver_sql("SELECT quote_ident(current_schema())").scalar_one()
     op.execute(ADD_MONTH.replace("{schema}", schema))
