@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, text
 
-from tests.support.contexts import NOON, context_at
+from tests.support.contexts import INSTANT, NOON, context_at
 from tests.support.ledger import Ledger
 from tests.support.users import make_users
 from worker_scheduler.context import TickContext
@@ -55,6 +55,7 @@ class ModelJob:
     attempt: int = 0
     leased_until: datetime | None = None
     not_before: datetime | None = None
+    republished_in: UUID | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class LedgerMachine(RuleBasedStateMachine):
         # Everything that anybody has ever been handed, dead or alive.
         self.claims: list[ClaimedJob] = []
         self.batch_claims: list[tuple[list[ClaimedBatch], UUID]] = []
-        self.due: list[tuple[list[DueJob], datetime]] = []
+        self.due: list[tuple[list[DueJob], datetime, UUID]] = []
         for table in ("sync_batches", "sync_jobs", "sync_runs", "users"):
             connection.execute(text(f"DELETE FROM {table}"))
 
@@ -223,7 +224,8 @@ class LedgerMachine(RuleBasedStateMachine):
         closed = run.state == "DISPATCHING" and len(sent) == len(mine)
         assert runs.mark_enqueued(self.connection, run.run_id, self.now) == closed
         if closed:
-            at = max(sent, default=self.now)
+            known = sent if run.enqueued_at is None else [*sent, run.enqueued_at]
+            at = max(known, default=self.now)
             self.runs[key] = replace(run, state="ENQUEUED", leased_until=None, enqueued_at=at)
 
     @precondition(lambda self: self.runs)
@@ -264,7 +266,7 @@ class LedgerMachine(RuleBasedStateMachine):
             at = run.run_id, one.number
             batch = self.batches[at]
             assert one.generation == batch.generation
-            waiting = [job for job in batch.jobs if self.waits(self.jobs[job])]
+            waiting = [job for job in batch.jobs if self.waits_by_its_batch(self.jobs[job])]
             assert [as_uuid(job_id) for job_id, _ in one.jobs] == waiting
             self.batches[at] = replace(batch, claimed_by=identity, claimed_until=self.now + BATCH_LEASE)
         if claimed:
@@ -309,7 +311,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if at[0] != run.run_id or batch.epoch is None or batch.epoch == self.epoch:
                 continue
             assert batch.epoch in lost
-            if any(self.waits(self.jobs[job]) for job in batch.jobs):
+            if any(self.waits_by_its_batch(self.jobs[job]) for job in batch.jobs):
                 put_back += 1
                 self.batches[at] = replace(
                     batch, enqueued_at=None, epoch=None, generation=batch.generation + 1
@@ -317,6 +319,17 @@ class LedgerMachine(RuleBasedStateMachine):
             else:
                 self.batches[at] = replace(batch, epoch=self.epoch)
         assert batches.put_back_lost(self.connection, run.run_id, lost, self.epoch) == put_back
+        alone = [
+            job_id
+            for job_id, job in self.jobs.items()
+            if job.run_id == run.run_id and self.waits(job) and job.republished_in not in (None, self.epoch)
+        ]
+        assert {self.jobs[job_id].republished_in for job_id in alone} <= lost
+        bounds: dict[str, Any] = {"now": self.now, "limit": ALL}
+        marked = rescue.mark_lost_with_data(self.connection, run_id=run.run_id, lost=lost, **bounds)
+        assert marked == len(alone)
+        for job_id in alone:
+            self.change(job_id, not_before=self.now)
         unsent = any(
             at[0] == run.run_id and batch.enqueued_at is None for at, batch in self.batches.items()
         )
@@ -431,17 +444,26 @@ class LedgerMachine(RuleBasedStateMachine):
         for job_id in due:
             self.change(job_id, leased_until=until)
         if taken:
-            self.due.append((taken, until))
+            self.due.append((taken, until, self.epoch))
 
     @precondition(lambda self: self.due)
     @rule(pick=picks)
     def due_jobs_are_published(self, pick: int) -> None:
-        taken, until = self.due[pick % len(self.due)]
-        rescue.mark_published(self.connection, taken, until)
+        taken, until, epoch = self.due[pick % len(self.due)]
+        for run_id in {due.run_id for due in taken}:
+            self.the_grace_is_postponed(run_id)
+        rescue.mark_published(self.connection, [(due, epoch) for due in taken], until)
         for due in taken:
             job = self.jobs[as_uuid(due.job_id)]
             if job.status == "PENDING" and job.leased_until == until:
-                self.change(as_uuid(due.job_id), leased_until=None, not_before=None)
+                self.change(as_uuid(due.job_id), leased_until=None, not_before=None, republished_in=epoch)
+
+    def the_grace_is_postponed(self, run_id: UUID) -> None:
+        runs.postpone_grace(self.connection, run_id, self.now)
+        ((key, run),) = [(key, run) for key, run in self.runs.items() if run.run_id == run_id]
+        if run.state == "ENQUEUED":
+            assert run.enqueued_at is not None
+            self.runs[key] = replace(run, enqueued_at=max(run.enqueued_at + INSTANT, self.now))
 
     @precondition(lambda self: self.runs)
     @rule(pick=picks)
@@ -473,7 +495,8 @@ class LedgerMachine(RuleBasedStateMachine):
         found = {
             job_id: ModelJob(*rest)
             for job_id, *rest in self.rows(
-                "SELECT job_id, run_id, user_id, status, attempt, leased_until, not_before FROM sync_jobs"
+                "SELECT job_id, run_id, user_id, status, attempt, leased_until, not_before, republished_in"
+                " FROM sync_jobs"
             )
         }
         assert found == self.jobs
@@ -531,7 +554,8 @@ class LedgerMachine(RuleBasedStateMachine):
             if job.status == "RUNNING":
                 assert job.leased_until is not None
             elif job.status == "PENDING" and job.not_before is None:
-                assert of_job[job_id].enqueued_at is None or of_job[job_id].epoch is not None
+                by_batch = of_job[job_id].enqueued_at is None or of_job[job_id].epoch is not None
+                assert by_batch or job.republished_in is not None
 
     # --- helpers ------------------------------------------------------------------------------------
 
@@ -574,6 +598,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @staticmethod
     def waits(job: ModelJob) -> bool:
         return job.status == "PENDING" and job.not_before is None
+
+    def waits_by_its_batch(self, job: ModelJob) -> bool:
+        """Not with a message that it was sent anew alone."""
+        return self.waits(job) and job.republished_in is None
 
 
 def as_uuid(value: UUID | str) -> UUID:

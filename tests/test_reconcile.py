@@ -19,7 +19,7 @@ from tests.support.users import make_users
 from worker_scheduler import reconciler, tick
 from worker_scheduler.context import TickContext
 from worker_scheduler.errors import StoreUnavailable
-from worker_scheduler.ledger import jobs, locks, runs
+from worker_scheduler.ledger import jobs, locks, rescue, runs
 from worker_scheduler.ledger.jobs import ClaimedJob
 from worker_scheduler.ledger.runs import NewRun, Run
 from worker_scheduler.ledger.tables import JobStatus, Kind
@@ -385,6 +385,79 @@ def test_a_run_closed_while_a_batch_was_put_back_is_opened_again(
     assert sent(broker) == each_once(job_ids)
 
 
+def test_data_lost_between_two_rules_of_a_pass(
+    context: TickContext, ledger: Ledger, broker: Broker, clock: HandedClock
+) -> None:
+    """What was put off goes out in the new life, and its batch, which is put back later, without it."""
+    waiting, late = enqueue(context, ledger, 2)
+    put_off(context, late, not_before=clock())
+    assert reconciler.lost_broker_data(context) == 0
+    broker.lose_everything()
+    assert reconciler.due_jobs(context) == 1
+    assert sent(broker) == each_once([late])
+    for _ in range(2):
+        reconciler.reconcile(context)
+        assert sent(broker) == each_once([waiting, late])
+
+
+def test_a_broker_that_comes_back_in_the_middle_of_a_pass(
+    context: TickContext, ledger: Ledger, broker: Broker, clock: HandedClock
+) -> None:
+    """Empty, and too late for whoever asks for the marker."""
+    waiting, late = enqueue(context, ledger, 2)
+    put_off(context, late, not_before=clock())
+    broker.lose_everything()
+
+    class Starting:
+        def epoch(self) -> UUID | None:
+            raise StoreUnavailable("connection refused")
+
+        def depth(self, queue: str) -> int | None:
+            return context.broker.depth(queue)
+
+    assert len(reconciler.reconcile(replace(context, broker=Starting())).errors) == 1
+    assert sent(broker) == each_once([late])
+    reconciler.reconcile(context)
+    assert sent(broker) == each_once([waiting, late])
+
+
+def test_what_went_out_alone_is_lost_with_the_data_whatever_its_batch(
+    context: TickContext, ledger: Ledger, broker: Broker, clock: HandedClock
+) -> None:
+    waiting, late = enqueue(context, ledger, 2)
+    put_off(context, late, not_before=clock())
+    lose_messages(broker)
+    assert reconciler.due_jobs(context) == 1
+    for _ in range(2):
+        broker.lose_everything()
+        reconciler.reconcile(context)
+        assert sent(broker) == each_once([waiting, late])
+        reconciler.reconcile(context)
+        assert sent(broker) == each_once([waiting, late])
+
+
+def test_data_lost_after_a_job_went_out_and_before_it_was_noted(
+    context: TickContext, ledger: Ledger, broker: Broker, clock: HandedClock
+) -> None:
+    """Meanwhile another pass has sent its batch in the new life, without it."""
+    waiting, late = enqueue(context, ledger, 2)
+    put_off(context, late, not_before=clock())
+
+    class Slow:
+        repeatable = True
+
+        def publish(self, groups: Sequence[GroupMessage]) -> list[UUID | None]:
+            epochs = context.publisher.publish(groups)
+            broker.lose_everything()
+            reconciler.reconcile(context)
+            assert sent(broker) == each_once([waiting])
+            return epochs
+
+    assert reconciler.due_jobs(replace(context, publisher=Slow())) == 1
+    reconciler.reconcile(context)
+    assert sent(broker) == each_once([waiting, late])
+
+
 # --- lost_messages ----------------------------------------------------------------------------------
 
 
@@ -508,6 +581,42 @@ def test_users_who_are_added_meanwhile_are_not_lost(
     clock.forward(GRACE)
     reconciler.reconcile(context)
     assert sent(broker) == each_once(job_ids[:1])
+
+
+def test_a_job_that_is_sent_anew_after_the_second_look_is_not_lost(
+    context: TickContext, ledger: Ledger, broker: Broker, clock: HandedClock
+) -> None:
+    """Another pass sends a job that was put off, just after we saw the queue empty."""
+    lost, late = enqueue(context, ledger, 2)
+    put_off(context, late, not_before=clock() + GRACE)
+    lose_messages(broker)
+    clock.forward(GRACE)
+    slow = OvertakenBroker(context.broker, lambda: reconciler.due_jobs(context))
+    assert reconciler.lost_messages(replace(context, broker=slow)) == 0
+    assert slow.overtaken
+    reconciler.reconcile(context)
+    assert sent(broker) == each_once([late])
+    # The queue now holds a message; once that is done, the lost one is found.
+    finish(context, late)
+    lose_messages(broker)
+    clock.forward(GRACE)
+    reconciler.reconcile(context)
+    assert sent(broker) == each_once([lost])
+
+
+def test_a_job_that_is_sent_anew_after_the_grace_was_restarted_is_not_lost(
+    context: TickContext, ledger: Ledger, clock: HandedClock
+) -> None:
+    """The same a moment later, on clocks that say the same: between our two statements."""
+    _, late = enqueue(context, ledger, 2)
+    put_off(context, late, not_before=clock() + GRACE)
+    clock.forward(GRACE)
+    with context.database.autocommit() as connection:
+        (run,) = runs.enqueued_before(connection, clock() - GRACE)
+        assert runs.restart_grace(connection, run, clock())
+        assert reconciler.due_jobs(context) == 1
+        marked = rescue.mark_messages_gone(connection, run.run_id, after=UUID(int=0), now=clock(), limit=10)
+    assert marked == []
 
 
 def test_more_lost_messages_than_one_step_marks(

@@ -88,7 +88,10 @@ def dead_workers(context: TickContext) -> int:
 
 
 def lost_broker_data(context: TickContext) -> int:
-    """Batches sent in an earlier life of the broker's data are unsent again, as a new generation."""
+    """Batches sent in an earlier life of the broker's data are unsent again, as a new generation.
+
+    Jobs that went out alone in it are due again, alone.
+    """
     with context.database.autocommit() as connection:
         open_runs = runs.in_states(connection, RunState.PLANNING, RunState.DISPATCHING, RunState.ENQUEUED)
         # Before the broker is asked: what is sent in a new life meanwhile is none of these.
@@ -102,6 +105,8 @@ def lost_broker_data(context: TickContext) -> int:
                 total += batches.put_back_lost(connection, run.run_id, lost, epoch)
             # Always: a dispatcher may have closed the run at the moment in which a batch was put back.
             runs.reopen_dispatch(connection, run.run_id)
+        if lost:
+            total += _repeat(context, partial(rescue.mark_lost_with_data, run_id=run.run_id, lost=lost))
     return total
 
 
@@ -125,9 +130,13 @@ def due_jobs(context: TickContext) -> int:
         leased_until = context.settings.lease.until(now)
         with context.database.autocommit() as connection:
             jobs = rescue.take_due(connection, now, leased_until, context.settings.enqueue_batch_size)
-        _publish_anew(context, jobs)
+        published = _publish_anew(context, jobs)
         with context.database.autocommit() as connection:
-            rescue.mark_published(connection, jobs, leased_until)
+            # Before they count as waiting: else whoever saw the queue empty before we filled it would take
+            # them for lost.
+            for run_id in {job.run_id for job in jobs}:
+                runs.postpone_grace(connection, run_id, context.clock())
+            rescue.mark_published(connection, published, leased_until)
         total += len(jobs)
         if len(jobs) < context.settings.enqueue_batch_size:
             return total
@@ -226,10 +235,15 @@ def _mark_messages_gone(context: TickContext, run: Run) -> int:
         after = max(marked)
 
 
-def _publish_anew(context: TickContext, jobs: list[DueJob]) -> None:
-    """One group a partition: the messages of a group differ in nothing but their ids."""
-    groups = []
-    for (partition_key, triggered_by, days), alike in groupby(sorted(jobs, key=_partition), key=_partition):
+def _publish_anew(context: TickContext, jobs: list[DueJob]) -> list[tuple[DueJob, UUID | None]]:
+    """One group a partition: the messages of a group differ in nothing but their ids.
+
+    Returns each job with the life of the broker's data in which its message went out.
+    """
+    groups, members = [], []
+    for (partition_key, triggered_by, days), group in groupby(sorted(jobs, key=_partition), key=_partition):
+        alike = list(group)
+        members.append(alike)
         queue = Kind.DAILY if triggered_by == tick.DAILY_TRIGGER else Kind.BACKFILL
         groups.append(
             GroupMessage(
@@ -239,7 +253,8 @@ def _publish_anew(context: TickContext, jobs: list[DueJob]) -> None:
                 jobs=JobIds.of((job.job_id, job.user_id) for job in alike),
             )
         )
-    context.publisher.publish(groups)
+    epochs = context.publisher.publish(groups)
+    return [(job, epoch) for alike, epoch in zip(members, epochs, strict=True) for job in alike]
 
 
 def _partition(job: DueJob) -> tuple[str, str, int]:

@@ -24,6 +24,7 @@ class ClaimedBatch:
 
 
 # SKIP LOCKED: dispatchers that meet take different batches instead of waiting for each other.
+# Without the jobs that were published anew since: they have messages of their own.
 # The ids as one text: a row an id would cost more to take apart here than to read there.
 _CLAIM = text(
     """
@@ -42,7 +43,7 @@ _CLAIM = text(
         SELECT string_agg(waiting.ids, '') AS of_all FROM (
             SELECT CAST(j.job_id AS text) || CAST(j.user_id AS text) AS ids FROM sync_jobs j
             WHERE j.job_id BETWEEN c.first_job_id AND c.last_job_id AND j.run_id = :run_id
-                AND j.status = 'PENDING' AND j.not_before IS NULL
+                AND j.status = 'PENDING' AND j.not_before IS NULL AND j.republished_in IS NULL
             ORDER BY j.job_id) waiting) ids
     ORDER BY c.number
     """
@@ -72,7 +73,7 @@ _LOST = """
     b.run_id = :run_id AND b.enqueued_at IS NOT NULL AND b.broker_epoch = ANY(CAST(:lost AS uuid[]))
     AND {maybe} EXISTS (SELECT FROM sync_jobs j
         WHERE j.run_id = b.run_id AND j.job_id BETWEEN b.first_job_id AND b.last_job_id
-            AND j.status = 'PENDING' AND j.not_before IS NULL)
+            AND j.status = 'PENDING' AND j.not_before IS NULL AND j.republished_in IS NULL)
 """
 
 _PUT_BACK = text(
@@ -91,8 +92,12 @@ _NOTE_AS_SEEN = text(
 
 _BROKER_EPOCHS = text(
     """
-    SELECT DISTINCT broker_epoch FROM sync_batches
+    SELECT broker_epoch FROM sync_batches
     WHERE run_id = ANY(CAST(:run_ids AS uuid[])) AND broker_epoch IS NOT NULL
+    UNION
+    SELECT republished_in FROM sync_jobs
+    WHERE run_id = ANY(CAST(:run_ids AS uuid[])) AND republished_in IS NOT NULL AND status = 'PENDING'
+        AND not_before IS NULL
     """
 )
 
@@ -152,7 +157,7 @@ def release(connection: Connection, claimed: Sequence[ClaimedBatch], claimed_by:
 
 
 def broker_epochs(connection: Connection, run_ids: Iterable[UUID]) -> set[UUID]:
-    """The lives of the broker in which the batches of these runs went out."""
+    """The lives of the broker in which batches of these runs went out, or waiting jobs of them alone."""
     parameters = {"run_ids": [str(run_id) for run_id in run_ids]}
     return set(connection.execute(_BROKER_EPOCHS, parameters).scalars())
 

@@ -6,6 +6,7 @@ state it starts from in the UPDATE itself, so that a job which moved meanwhile i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -18,6 +19,7 @@ class DueJob:
     """A PENDING job that must be published anew, as its message needs it: ids as text."""
 
     job_id: str
+    run_id: UUID
     user_id: str
     partition_key: str
     triggered_by: str
@@ -57,21 +59,33 @@ _TAKE_DUE = text(
     WHERE job_id IN (SELECT job_id FROM sync_jobs WHERE {_DUE}
                      ORDER BY not_before LIMIT :limit FOR UPDATE SKIP LOCKED)
         AND {_DUE}
-    RETURNING CAST(job_id AS text) AS job_id, CAST(user_id AS text) AS user_id, partition_key,
+    RETURNING CAST(job_id AS text) AS job_id, run_id, CAST(user_id AS text) AS user_id, partition_key,
         triggered_by, backfill_days
     """
 )
 
 _PUBLISHED = text(
     """
-    UPDATE sync_jobs SET not_before = NULL, leased_until = NULL
-    WHERE job_id = ANY(CAST(:job_ids AS uuid[])) AND status = 'PENDING' AND leased_until = :leased_until
+    UPDATE sync_jobs j SET not_before = NULL, leased_until = NULL, republished_in = sent.broker_epoch
+    FROM unnest(CAST(:job_ids AS uuid[]), CAST(:epochs AS uuid[])) AS sent(job_id, broker_epoch)
+    WHERE j.job_id = sent.job_id AND j.status = 'PENDING' AND j.leased_until = :leased_until
     """
 )
 
 _WAITING = "run_id = :run_id AND status = 'PENDING' AND not_before IS NULL"
 
 _HAS_WAITING = text(f"SELECT EXISTS (SELECT FROM sync_jobs WHERE {_WAITING})")
+
+_REPUBLISHED_IN_LOST = f"{_WAITING} AND republished_in = ANY(CAST(:lost AS uuid[]))"
+
+_LOST_WITH_DATA = text(
+    f"""
+    UPDATE sync_jobs SET not_before = :now
+    WHERE job_id IN (SELECT job_id FROM sync_jobs WHERE {_REPUBLISHED_IN_LOST}
+                     LIMIT :limit FOR UPDATE SKIP LOCKED)
+        AND {_REPUBLISHED_IN_LOST}
+    """
+)
 
 # The run: only while nobody has opened it again, or has seen the loss after us.
 _MESSAGE_GONE = text(
@@ -105,10 +119,19 @@ def take_due(connection: Connection, now: datetime, leased_until: datetime, limi
     return [DueJob(**row._mapping) for row in rows]
 
 
-def mark_published(connection: Connection, jobs: list[DueJob], leased_until: datetime) -> None:
-    """Taken by us → their messages are out; those that a worker has claimed already stay as they are."""
-    job_ids = [job.job_id for job in jobs]
-    connection.execute(_PUBLISHED, {"job_ids": job_ids, "leased_until": leased_until})
+def mark_published(
+    connection: Connection, published: list[tuple[DueJob, UUID | None]], leased_until: datetime
+) -> None:
+    """Taken by us → their messages are out, each in its life of the broker's data.
+
+    Those that a worker has claimed already stay as they are.
+    """
+    parameters = {
+        "job_ids": [job.job_id for job, _ in published],
+        "epochs": [None if epoch is None else str(epoch) for _, epoch in published],
+        "leased_until": leased_until,
+    }
+    connection.execute(_PUBLISHED, parameters)
 
 
 def has_waiting(connection: Connection, run_id: UUID) -> bool:
@@ -125,3 +148,11 @@ def mark_messages_gone(
     """
     parameters = {"run_id": run_id, "after": after, "now": now, "limit": limit}
     return list(connection.execute(_MESSAGE_GONE, parameters).scalars())
+
+
+def mark_lost_with_data(
+    connection: Connection, *, run_id: UUID, lost: Iterable[UUID], now: datetime, limit: int
+) -> int:
+    """PENDING and published alone in a life of the broker's data that is over → PENDING and due."""
+    parameters = {"run_id": run_id, "lost": [str(epoch) for epoch in lost], "now": now, "limit": limit}
+    return connection.execute(_LOST_WITH_DATA, parameters).rowcount

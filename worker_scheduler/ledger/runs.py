@@ -92,12 +92,13 @@ _GET = text(f"SELECT {_COLUMNS} FROM sync_runs WHERE partition_key = :partition_
 
 _LATEST = text(f"SELECT {_COLUMNS} FROM sync_runs ORDER BY created_at DESC LIMIT :limit")
 
-# enqueued_at: of its last batch, so that a run that is only looked at again does not seem young.
+# enqueued_at: of its last batch, so that a run that is only looked at again does not seem young; and never
+# backwards, since who looks for its messages knows the run by it.
 _ENQUEUED = text(
     """
     UPDATE sync_runs SET state = 'ENQUEUED', leased_until = NULL,
-        enqueued_at = coalesce((SELECT max(b.enqueued_at) FROM sync_batches b
-                                WHERE b.run_id = :run_id), :now)
+        enqueued_at = coalesce(greatest(enqueued_at, (SELECT max(b.enqueued_at) FROM sync_batches b
+                                                      WHERE b.run_id = :run_id)), :now)
     WHERE run_id = :run_id AND state = 'DISPATCHING'
         AND NOT EXISTS (SELECT FROM sync_batches b
                         WHERE b.run_id = :run_id AND b.enqueued_at IS NULL)
@@ -167,6 +168,14 @@ _RESTART_GRACE = text(
     """
     UPDATE sync_runs SET enqueued_at = :now
     WHERE run_id = :run_id AND state = 'ENQUEUED' AND enqueued_at = :seen
+    """
+)
+
+# Another time than the one that was there, even where the clocks of two say the same.
+_POSTPONE_GRACE = text(
+    """
+    UPDATE sync_runs SET enqueued_at = greatest(enqueued_at + interval '1 microsecond', :now)
+    WHERE run_id = :run_id AND state = 'ENQUEUED'
     """
 )
 
@@ -257,6 +266,11 @@ def restart_grace(connection: Connection, run: Run, now: datetime) -> bool:
     """ENQUEUED as seen → ENQUEUED now; False where it was opened, or enqueued anew, meanwhile."""
     parameters = {"run_id": run.run_id, "seen": run.enqueued_at, "now": now}
     return connection.execute(_RESTART_GRACE, parameters).rowcount == 1
+
+
+def postpone_grace(connection: Connection, run_id: UUID, now: datetime) -> None:
+    """ENQUEUED → ENQUEUED now, or a moment later than before; whoever saw it before has seen too little."""
+    connection.execute(_POSTPONE_GRACE, {"run_id": run_id, "now": now})
 
 
 def reopen_dispatch(connection: Connection, run_id: UUID) -> bool:

@@ -142,6 +142,9 @@ sync_jobs = Table(
     Column("leased_until", UTC_TIME),
     # PENDING, and to be published anew from then on; NULL: its message is out, or its batch unsent.
     Column("not_before", UTC_TIME),
+    # The life of the broker's data in which it was published anew last, alone; NULL: its batch's message
+    # is its own.
+    Column("republished_in", Uuid),
     CheckConstraint(_one_of("status", JobStatus), name="sync_jobs_status_check"),
     # One job per user per partition: a run is a partition. Partial, since an older scheduler's rows
     # may repeat a user.
@@ -156,6 +159,12 @@ sync_jobs = Table(
     Index("sync_jobs_open", "run_id", "job_id", postgresql_where=text("status IN ('PENDING', 'RUNNING')")),
     Index("sync_jobs_running", "leased_until", postgresql_where=text("status = 'RUNNING'")),
     Index("sync_jobs_delayed", "not_before", postgresql_where=text("not_before IS NOT NULL")),
+    Index(
+        "sync_jobs_republished",
+        "run_id",
+        "republished_in",
+        postgresql_where=text("republished_in IS NOT NULL AND status = 'PENDING'"),
+    ),
     # For operators' queries by partition: a partition's rows lie together on disk, so a few bytes a
     # megabyte find them, and neither inserts nor changes of state pay for it.
     Index(

@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 _OURS = [
     *("job_id", "user_id", "github_login", "status", "error_message", "backfill_days", "triggered_by"),
     *("partition_key", "created_at", "started_at", "completed_at", "run_id", "attempt", "leased_until"),
-    "not_before",
+    *("not_before", "republished_in"),
 ]
 
 _COLUMNS = text(
@@ -51,6 +51,7 @@ ALTER INDEX sync_jobs_one_job_per_user RENAME TO sync_jobs_monthless_one_job_per
 ALTER INDEX sync_jobs_open RENAME TO sync_jobs_monthless_open;
 ALTER INDEX sync_jobs_running RENAME TO sync_jobs_monthless_running;
 ALTER INDEX sync_jobs_delayed RENAME TO sync_jobs_monthless_delayed;
+ALTER INDEX sync_jobs_republished RENAME TO sync_jobs_monthless_republished;
 ALTER INDEX sync_jobs_partition RENAME TO sync_jobs_monthless_partition;
 CREATE TABLE sync_jobs (LIKE sync_jobs_monthless INCLUDING DEFAULTS INCLUDING CONSTRAINTS)
     PARTITION BY RANGE (run_id);
@@ -59,6 +60,8 @@ CREATE UNIQUE INDEX sync_jobs_one_job_per_user ON sync_jobs (run_id, user_id) WH
 CREATE INDEX sync_jobs_open ON sync_jobs (run_id, job_id) WHERE status IN ('PENDING', 'RUNNING');
 CREATE INDEX sync_jobs_running ON sync_jobs (leased_until) WHERE status = 'RUNNING';
 CREATE INDEX sync_jobs_delayed ON sync_jobs (not_before) WHERE not_before IS NOT NULL;
+CREATE INDEX sync_jobs_republished ON sync_jobs (run_id, republished_in)
+    WHERE republished_in IS NOT NULL AND status = 'PENDING';
 CREATE INDEX sync_jobs_partition ON sync_jobs USING brin (partition_key, created_at)
     WITH (autosummarize = on)
 """
