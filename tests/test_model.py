@@ -439,7 +439,9 @@ class LedgerMachine(RuleBasedStateMachine):
             and (job.leased_until is None or job.leased_until <= self.now)
         }
         until = self.now + LEASE
-        taken = rescue.take_due(self.connection, self.now, until, ALL)
+        bounds: dict[str, Any] = {"now": self.now, "leased_until": until, "limit": ALL}
+        assert rescue.take_due(self.connection, Kind.BACKFILL, **bounds) == []
+        taken = rescue.take_due(self.connection, Kind.DAILY, **bounds)
         assert {as_uuid(job.job_id) for job in taken} == due
         for job_id in due:
             self.change(job_id, leased_until=until)

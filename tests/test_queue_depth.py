@@ -22,7 +22,7 @@ from worker_scheduler import reconciler, tick
 from worker_scheduler.clock import utc_now
 from worker_scheduler.context import TickContext
 from worker_scheduler.ledger.tables import Kind
-from worker_scheduler.options import DailyOptions, parse_daily
+from worker_scheduler.options import DailyOptions, parse_backfill, parse_daily
 from worker_scheduler.report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,3 +230,23 @@ def test_a_tick_that_found_room_for_all_passes_nothing_on(
     as_in_a_task = replace(context, patient=False, pass_on=lambda *it: passed_on.append(it))
     daily(as_in_a_task)
     assert passed_on == []
+
+
+def test_due_jobs_fill_a_queue_no_further(context: TickContext, ledger: Ledger, broker: Broker) -> None:
+    """And they pause between steps, as dispatch does. A full queue says nothing of the other."""
+    make_users(ledger.url, DEEPEST)
+    daily(context)
+    assert tick.backfill(context, parse_backfill({"backfill_days": 7})).jobs_enqueued == DEEPEST
+    broker.lose_queue("daily")
+    ledger.execute("UPDATE sync_jobs SET not_before = now()")
+    assert broker.counts() == {"backfill": DEEPEST}
+    paused: list[float] = []
+    settings = context.settings.model_copy(update={"enqueue_sleep_seconds": 0.7, "max_queue_depth": 15})
+    bounded = replace(context, settings=settings, pause=paused.append)
+    assert reconciler.due_jobs(bounded) == 2 * BATCH
+    assert broker.counts() == {"daily": 2 * BATCH, "backfill": DEEPEST}
+    assert paused == [0.7, 0.7]
+    broker.lose_queue("daily")
+    broker.lose_queue("backfill")
+    assert reconciler.due_jobs(bounded) == DEEPEST - 2 * BATCH + 2 * BATCH
+    assert broker.counts() == {"daily": DEEPEST - 2 * BATCH, "backfill": 2 * BATCH}

@@ -27,6 +27,7 @@ from worker_scheduler.ledger.runs import Run
 from worker_scheduler.ledger.tables import Kind, RunState
 from worker_scheduler.options import DailyOptions
 from worker_scheduler.publisher import GroupMessage, JobMessage
+from worker_scheduler.room import Room
 
 log = structlog.get_logger(__name__)
 
@@ -124,22 +125,7 @@ def lost_messages(context: TickContext) -> int:
 
 def due_jobs(context: TickContext) -> int:
     """PENDING jobs whose time has come (rescued, put off, or their message lost) are sent anew."""
-    total = 0
-    while True:
-        now = context.clock()
-        leased_until = context.settings.lease.until(now)
-        with context.database.autocommit() as connection:
-            jobs = rescue.take_due(connection, now, leased_until, context.settings.enqueue_batch_size)
-        published = _publish_anew(context, jobs)
-        with context.database.autocommit() as connection:
-            # Before they count as waiting: else whoever saw the queue empty before we filled it would take
-            # them for lost.
-            for run_id in {job.run_id for job in jobs}:
-                runs.postpone_grace(connection, run_id, context.clock())
-            rescue.mark_published(connection, published, leased_until)
-        total += len(jobs)
-        if len(jobs) < context.settings.enqueue_batch_size:
-            return total
+    return sum(_send_due(context, kind) for kind in Kind)
 
 
 def abandoned_runs(context: TickContext) -> int:
@@ -235,7 +221,35 @@ def _mark_messages_gone(context: TickContext, run: Run) -> int:
         after = max(marked)
 
 
-def _publish_anew(context: TickContext, jobs: list[DueJob]) -> list[tuple[DueJob, UUID | None]]:
+def _send_due(context: TickContext, kind: Kind) -> int:
+    """As dispatch sends batches: as many at once, with the same pause, while the queue has room."""
+    settings = context.settings
+    room = Room(context.broker, settings.max_queue_depth)
+    total = 0
+    while room.free(kind.value):
+        now = context.clock()
+        leased_until = settings.lease.until(now)
+        with context.database.autocommit() as connection:
+            jobs = rescue.take_due(
+                connection, kind, now=now, leased_until=leased_until, limit=settings.enqueue_batch_size
+            )
+        if not jobs:
+            break
+        published = _publish_anew(context, kind, jobs)
+        with context.database.autocommit() as connection:
+            # Before they count as waiting: else whoever saw the queue empty before we filled it would take
+            # them for lost.
+            for run_id in {job.run_id for job in jobs}:
+                runs.postpone_grace(connection, run_id, context.clock())
+            rescue.mark_published(connection, published, leased_until)
+        total += len(jobs)
+        if len(jobs) < settings.enqueue_batch_size:
+            break
+        context.pause(settings.enqueue_sleep_seconds)
+    return total
+
+
+def _publish_anew(context: TickContext, kind: Kind, jobs: list[DueJob]) -> list[tuple[DueJob, UUID | None]]:
     """One group a partition: the messages of a group differ in nothing but their ids.
 
     Returns each job with the life of the broker's data in which its message went out.
@@ -244,12 +258,11 @@ def _publish_anew(context: TickContext, jobs: list[DueJob]) -> list[tuple[DueJob
     for (partition_key, triggered_by, days), group in groupby(sorted(jobs, key=_partition), key=_partition):
         alike = list(group)
         members.append(alike)
-        queue = Kind.DAILY if triggered_by == tick.DAILY_TRIGGER else Kind.BACKFILL
         groups.append(
             GroupMessage(
                 group_id=uuid4(),
                 marker=f"due:{uuid4()}",
-                message=JobMessage(queue.value, partition_key, triggered_by, days or None),
+                message=JobMessage(kind.value, partition_key, triggered_by, days or None),
                 jobs=JobIds.of((job.job_id, job.user_id) for job in alike),
             )
         )

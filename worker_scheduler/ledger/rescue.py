@@ -13,6 +13,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from worker_scheduler.ledger.tables import Kind
+
 
 @dataclass(frozen=True)
 class DueJob:
@@ -56,7 +58,9 @@ _DUE = "status = 'PENDING' AND not_before <= :now AND (leased_until IS NULL OR l
 _TAKE_DUE = text(
     f"""
     UPDATE sync_jobs SET leased_until = :leased_until
-    WHERE job_id IN (SELECT job_id FROM sync_jobs WHERE {_DUE}
+    WHERE job_id IN (SELECT j.job_id FROM sync_jobs j
+                     WHERE {_DUE} AND EXISTS (SELECT FROM sync_runs r
+                                              WHERE r.run_id = j.run_id AND r.kind = :kind)
                      ORDER BY not_before LIMIT :limit FOR UPDATE SKIP LOCKED)
         AND {_DUE}
     RETURNING CAST(job_id AS text) AS job_id, run_id, CAST(user_id AS text) AS user_id, partition_key,
@@ -113,9 +117,12 @@ def give_up(connection: Connection, *, now: datetime, max_attempts: int, limit: 
     return connection.execute(_GIVE_UP, parameters).rowcount
 
 
-def take_due(connection: Connection, now: datetime, leased_until: datetime, limit: int) -> list[DueJob]:
-    """PENDING jobs whose time has come, ours to publish until the lease runs out."""
-    rows = connection.execute(_TAKE_DUE, {"now": now, "leased_until": leased_until, "limit": limit})
+def take_due(
+    connection: Connection, kind: Kind, *, now: datetime, leased_until: datetime, limit: int
+) -> list[DueJob]:
+    """PENDING jobs of runs of a kind whose time has come, ours to publish until the lease runs out."""
+    parameters = {"kind": kind.value, "now": now, "leased_until": leased_until, "limit": limit}
+    rows = connection.execute(_TAKE_DUE, parameters)
     return [DueJob(**row._mapping) for row in rows]
 
 
