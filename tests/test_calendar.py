@@ -118,6 +118,23 @@ def test_no_slot_is_between_two_looks(zone: str, year: int, data: st.DataObject,
         assert calendar.latest(last) == whole[-1]
 
 
+odd_zones = st.sampled_from([*ZONES, "America/Havana", "Africa/Casablanca", "Pacific/Apia", "Asia/Beirut"])
+
+
+@given(odd_zones, st.integers(2010, 2028), st.data(), crons)
+def test_the_last_of_each_day_is_what_a_look_at_all_slots_finds(
+    zone: str, year: int, data: st.DataObject, cron: str
+) -> None:
+    """Around the changes, some of which are at midnight, and one of which leaves out a day."""
+    change = data.draw(st.sampled_from(changes_of(zone, year)))
+    seconds = st.integers(-60 * 3600, 60 * 3600)
+    first, last = sorted(change + timedelta(seconds=data.draw(seconds)) for _ in range(2))
+    calendar = Calendar(cron, zone)
+    whole = {slot.day: slot for slot in calendar.slots(first, last)}
+    found = calendar.last_of_days(first, last)
+    assert found == sorted(whole.values(), key=lambda slot: (slot.due_at, slot.day))
+
+
 @pytest.mark.parametrize("cron", ["30 2 * * *", "15 2 * * *", "30 1 * * *", "45 1 * * *", "55 23 * * *"])
 @pytest.mark.parametrize("zone", ZONES)
 def test_celerys_own_crontab_rings_at_our_slots(zone: str, cron: str) -> None:

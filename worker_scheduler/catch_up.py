@@ -80,12 +80,11 @@ def find_due(context: TickContext) -> Due:
     with context.database.autocommit() as connection:
         noted = origin.get(connection)
         calendar = _calendar_since(noted) or _calendar(context.settings)
-        by_day = {slot.day: slot for slot in calendar.slots(max(noted.since, now - _LOOK_BACK), now)}
-        keys = [slots.daily_partition(day) for day in by_day]
-        known = runs.daily_slots(connection, keys)
-    pending = [slot for slot in by_day.values() if slots.daily_partition(slot.day) not in known]
-    if by_day:
-        pending += _rung_for_an_earlier_slot(list(by_day.values())[-1], known)
+        last = calendar.last_of_days(max(noted.since, now - _LOOK_BACK), now)
+        known = runs.daily_slots(connection, [slots.daily_partition(slot.day) for slot in last])
+    pending = [slot for slot in last if slots.daily_partition(slot.day) not in known]
+    if last:
+        pending += _rung_for_an_earlier_slot(last[-1], known)
     run, missed = _divide(pending, now, context.settings)
     return Due(run, missed, noted, now)
 

@@ -42,7 +42,7 @@ class Calendar:
     timezone: str
 
     def slots(self, after: datetime, until: datetime) -> list[Slot]:
-        """The slots with after < due_at <= until, in the order of time.
+        """The slots with after < due_at <= until, in the order of time: the plain definition.
 
         A wall time that a spring gap skips counts as the one that many minutes later, and one that
         autumn repeats counts once, the first time: so Celery's own crontab rings, too.
@@ -58,10 +58,33 @@ class Calendar:
             day += timedelta(days=1)
         return sorted((s for s in found if after < s.due_at <= until), key=lambda s: (s.due_at, s.day))
 
+    def last_of_days(self, after: datetime, until: datetime) -> list[Slot]:
+        """Of the slots with after < due_at <= until the last one of each day, in the order of time.
+
+        A cron of every minute has half a million slots a year. Where the offset stays the same all day,
+        the last wall time is the last slot; only other days, and the one that `until` cuts, need a look
+        at all of theirs.
+        """
+        zone = ZoneInfo(self.timezone)
+        fields = crontab.from_string(self.cron)
+        last_time = time(max(fields.hour), max(fields.minute))
+        day = after.astimezone(zone).date() - timedelta(days=1)
+        end = until.astimezone(zone).date()
+        found: list[Slot] = []
+        while day <= end:
+            if _matches(fields, day):
+                at = datetime.combine(day, last_time, tzinfo=zone).astimezone(UTC)
+                times = [at] if at <= until and _is_even(day, zone) else _times(fields, day, zone)
+                in_bounds = [at for at in times if after < at <= until]
+                if in_bounds:
+                    found.append(Slot(due_at=max(in_bounds), day=day))
+            day += timedelta(days=1)
+        return sorted(found, key=lambda slot: (slot.due_at, slot.day))
+
     def latest(self, until: datetime) -> Slot | None:
         """The latest slot at or before `until`; None where the last eight years have none."""
         for days in (2, 32, 367, 8 * 366):  # 29 February may be eight years away
-            slots = self.slots(until - timedelta(days=days), until)
+            slots = self.last_of_days(until - timedelta(days=days), until)
             if slots:
                 return slots[-1]
         return None
@@ -73,6 +96,12 @@ def _matches(fields: crontab, day: date) -> bool:
         and day.day in fields.day_of_month
         and day.isoweekday() % 7 in fields.day_of_week
     )
+
+
+def _is_even(day: date, zone: ZoneInfo) -> bool:
+    """Whether the offset is the same at both ends of the day."""
+    midnight = datetime.combine(day, time(), tzinfo=zone)
+    return midnight.utcoffset() == (midnight + timedelta(days=1)).utcoffset()
 
 
 def _times(fields: crontab, day: date, zone: ZoneInfo) -> Iterator[datetime]:
