@@ -12,11 +12,15 @@ import pytest
 from celery import Celery, signals
 from celery.contrib.testing.worker import start_worker
 
+from tests.support.contexts import context_at
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
+from tests.support.proxy import Proxy
 from tests.support.users import make_users, user_id
 from tests.support.waiting import wait_until
-from worker_scheduler import logs
+from worker_scheduler import logs, tick
+from worker_scheduler.clock import utc_now
+from worker_scheduler.options import DailyOptions
 
 Ring = Callable[..., Any]
 
@@ -230,3 +234,32 @@ def test_a_message_that_is_no_jobs_is_ignored(
         assert worker.get(timeout=30) == ("sync_user", None)
     assert ledger.everything() == before
     assert broker.counts() == {}
+
+
+def test_a_message_whose_job_cannot_be_claimed_goes_back_into_the_queue(
+    app: Celery,
+    worker: Queue[Any],
+    ledger: Ledger,
+    broker: Broker,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where Postgres stays away for longer than a worker waits for it; that is cut to nothing here."""
+    monkeypatch.setattr("worker_scheduler.worker._PATIENCE_SECONDS", 0)
+    make_users(ledger.url, 1)
+    begun: list[str] = []
+
+    def begin(task_id: str, **_: object) -> None:
+        begun.append(task_id)
+
+    signals.task_prerun.connect(begin)
+    with Proxy(database_url, cut_after=0) as proxy, context_at(utc_now) as context:
+        monkeypatch.setenv("DATABASE_URL", proxy.url)  # the worker's
+        assert tick.daily(context, DailyOptions()).jobs_enqueued == 1
+        wait_until(lambda: len(begun) >= 3, 30, "the same message for the third time")
+        assert set(begun) == {str(ledger.value("SELECT job_id FROM sync_jobs"))}
+        assert ledger.states() == {"PENDING": 1}
+        proxy.heal()
+        all_final(ledger)
+    wait_until(lambda: broker.unacknowledged() == 0 and not broker.counts(), 30, "no message left")
+    signals.task_prerun.disconnect(begin)

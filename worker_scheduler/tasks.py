@@ -11,6 +11,7 @@ from uuid import UUID
 
 import structlog
 from celery import Task
+from celery.exceptions import Reject
 from celery.signals import beat_init, celeryd_after_setup, celeryd_init, worker_ready, worker_shutdown
 from celery.worker import state as worker_state
 
@@ -93,6 +94,9 @@ def sync_user(
         return
     try:
         process_worker().run(job_id, _handler())
+    except StoreUnavailable as outage:
+        # Acknowledged, it would be gone, and its job would wait until the queue has run dry.
+        raise Reject(str(outage), requeue=True) from outage
     except SchedulerError as error:  # Celery says it at INFO; reconcile sends the job again
         log.error("job not done", job_id=str(job_id), reason=str(error))
         raise
