@@ -359,6 +359,33 @@ def test_a_job_put_off_waits_for_its_time_though_the_data_are_lost(
     assert sent(broker) == each_once([job_id])
 
 
+def test_a_batch_of_which_only_what_was_put_off_is_left_is_not_put_back(
+    context: TickContext, ledger: Ledger, broker: Broker, clock: HandedClock
+) -> None:
+    """Its other jobs are done: there is nothing in it that had a message to lose."""
+    done, late = enqueue(context, ledger, 2)
+    finish(context, done)
+    put_off(context, late, not_before=clock() + timedelta(hours=1))
+    broker.lose_everything()
+    assert reconciler.lost_broker_data(context) == 0
+    batch = ledger.row("SELECT enqueued_at IS NOT NULL AS enqueued, generation FROM sync_batches")
+    assert batch == {"enqueued": True, "generation": 0}
+    assert ledger.value("SELECT state FROM sync_runs") == "ENQUEUED"
+
+
+def test_a_batch_of_which_only_what_went_out_alone_is_left_is_not_put_back(
+    context: TickContext, ledger: Ledger, broker: Broker, clock: HandedClock
+) -> None:
+    done, late = enqueue(context, ledger, 2)
+    finish(context, done)
+    put_off(context, late, not_before=clock())
+    broker.lose_everything()
+    assert reconciler.due_jobs(context) == 1
+    assert reconciler.lost_broker_data(context) == 0
+    assert ledger.value("SELECT generation FROM sync_batches") == 0
+    assert ledger.value("SELECT state FROM sync_runs") == "ENQUEUED"
+
+
 def test_data_lost_while_a_pass_is_slow(context: TickContext, ledger: Ledger, broker: Broker) -> None:
     """It asked for the marker before the flush; another has sent everything anew since then."""
     job_ids = enqueue(context, ledger, 25)
