@@ -57,7 +57,8 @@ class Child:
     @property
     def last_error(self) -> str:
         """What the last exception in its log says; others of its kind write there, too."""
-        found: list[str] = _EXCEPTION.findall(self._log.read_text(errors="replace"))
+        text = self._log.read_text(errors="replace") if self._log.exists() else ""
+        found: list[str] = _EXCEPTION.findall(text)
         return found[-1] if found else "no exception in its log"
 
     def kill(self) -> None:

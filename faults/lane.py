@@ -97,11 +97,16 @@ class Lane:
         """The worker or the reconciler of now."""
         return self._standing[name]
 
-    def kill(self, name: str) -> None:
-        """SIGKILL to one that stands throughout; `supervise` starts another."""
+    def kill(self, name: str) -> bool:
+        """SIGKILL to one that stands throughout, and its end; `supervise` starts another.
+
+        Says whether it lived until then.
+        """
         child = self._standing[name]
         self.killed.add(child.name)
         child.kill()
+        child.wait(_END_SECONDS)
+        return child.was_killed
 
     def launch(self, arguments: list[str], log: str, **changes: str) -> Child:
         """Starts another child, with changes to its environment."""
@@ -139,7 +144,7 @@ class Lane:
         def repaired() -> bool:
             nonlocal again
             self.supervise()
-            rest = self._unfinished(fault)
+            rest = self.unfinished(fault)
             if invariants.NO_RUN in rest and (again is None or not again.running):
                 # Nothing tells the product of a tick that died before its first row but the next ring.
                 again = self.tick(fault)
@@ -148,7 +153,7 @@ class Lane:
         try:
             wait_until(repaired, seconds, "repair", poll_seconds=0.1)
         except Overdue:
-            rest = self._unfinished(fault)
+            rest = self.unfinished(fault)
             raise Broken(f"{fault}: after {seconds:.0f} s: {'; '.join(rest)}") from None
         self.check(fault)
         return time.monotonic() - started
@@ -156,7 +161,7 @@ class Lane:
     def check(self, fault: Fault) -> None:
         """Everything that must hold of a fault's partition for ever after. Raises Broken."""
         found = invariants.broken(self.direct_url, fault, self.record, frozenset(self.killed))
-        found += self._unfinished(fault)
+        found += self.unfinished(fault)
         worker_log = self.folder / "worker.log"
         if worker_log.exists() and _UNKNOWN_JOB in worker_log.read_text(errors="replace"):
             found.append("a worker was given a message whose job is not in Postgres")
@@ -177,7 +182,8 @@ class Lane:
         """What is random in a fault."""
         return random.Random(fault.seed)
 
-    def _unfinished(self, fault: Fault) -> list[str]:
+    def unfinished(self, fault: Fault) -> list[str]:
+        """What is left to put right, or to do; or why Postgres cannot say it now."""
         try:
             return invariants.unfinished(self.direct_url, fault)
         except psycopg.OperationalError as error:  # it is being restarted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from faults import handler
@@ -10,7 +9,7 @@ from faults.children import Child
 from faults.faults import USERS_A_FAULT, Fault, Kind
 from faults.lane import Lane
 from faults.step_faults import half_a_tick
-from faults.waiting import wait_until
+from faults.waiting import pass_by, wait_until
 
 HANDLER_SECONDS = 0.05
 WORKER_REPAIR_SECONDS = 90.0
@@ -22,20 +21,25 @@ _LOCK = "Acquired lock"
 
 
 def kill_worker(lane: Lane, fault: Fault) -> bool:
-    """SIGKILL to the lane's worker, over a job or while messages are just coming in."""
+    """SIGKILL to the lane's worker, over a job or while messages are just coming in.
+
+    Strikes if it had a job in hand, or messages were still to come or to be worked off.
+    """
     chance = lane.chance(fault)
     lane.prepare(fault)
     if fault.kind is Kind.BUSY_WORKER:
         done_before = _begun(lane.record)
         lane.tick(fault)
-        wanted = chance.randint(1, USERS_A_FAULT - 5)
-        wait_until(lambda: _begun(lane.record) >= done_before + wanted, 60, "a job that runs")
-        _pass_by(chance.uniform(0, HANDLER_SECONDS))
+        wanted = done_before + chance.randint(1, USERS_A_FAULT - 5)
+        wait_until(lambda: _begun(lane.record) >= wanted, 60, "a job that runs", poll_seconds=0.01)
+        pass_by(chance.uniform(0, HANDLER_SECONDS))
     else:
         lane.tick(fault)
-        _pass_by(chance.uniform(0, 0.3))
-    lane.kill("worker")
-    return True
+        pass_by(chance.uniform(0, 0.3))
+    victim = lane.standing("worker").name
+    waited = bool(lane.unfinished(fault))
+    killed = lane.kill("worker")
+    return killed and (_has_job(lane.record, victim) if fault.kind is Kind.BUSY_WORKER else waited)
 
 
 def kill_beat(lane: Lane, fault: Fault) -> bool:
@@ -51,11 +55,11 @@ def kill_beat(lane: Lane, fault: Fault) -> bool:
         return next((name for name in beats if _LOCK in _log(lane, name)), None)
 
     holder = wait_until(ringing, 60, "a Beat with the lock")
-    _pass_by(chance.uniform(0, 10))
+    pass_by(chance.uniform(0, 10))
     assert holder is not None
     beats[holder].kill()
-    half_a_tick(lane, fault)
-    return True
+    half = half_a_tick(lane, fault)
+    return beats[holder].wait(10) and beats[holder].was_killed and half
 
 
 def _beat(lane: Lane, name: str) -> Child:
@@ -68,10 +72,11 @@ def _log(lane: Lane, name: str) -> str:
     return log.read_text(errors="replace") if log.exists() else ""
 
 
+def _has_job(record: Path, process: str) -> bool:
+    """Whether the last that the process has noted is the beginning of a job."""
+    noted = [entry.what for entry in handler.read(record) if entry.process == process]
+    return noted[-1:] == ["began"]
+
+
 def _begun(record: Path) -> int:
     return sum(entry.what == "began" for entry in handler.read(record))
-
-
-def _pass_by(seconds: float) -> None:
-    moment = time.monotonic() + seconds
-    wait_until(lambda: time.monotonic() > moment, seconds + 1, "the moment", poll_seconds=0.005)

@@ -29,11 +29,12 @@ class Way(StrEnum):
 class Trap:
     """Counts the commands of one victim over several proxies, and springs at one of them.
 
-    at: the number of that command, from 1; None: it only counts.
+    at: the number of that command, from 1, or a piece of its text; None: it only counts.
+    held: how many commands waited for an end of `stall`.
     """
 
     def __init__(
-        self, at: int | None = None, way: Way = Way.KILL_BEFORE, stall_seconds: float = 0.0
+        self, at: int | bytes | None = None, way: Way = Way.KILL_BEFORE, stall_seconds: float = 0.0
     ) -> None:
         self._at = at
         self._way = way
@@ -44,6 +45,7 @@ class Trap:
         self.flowing = threading.Event()
         self.flowing.set()
         self.commands = 0
+        self.held = 0
         self.sprung = threading.Event()
         self.command = b""
 
@@ -62,14 +64,22 @@ class Trap:
 
     def pass_on(self, link: Link, command: bytes) -> bool:
         """Sends a command on, or springs; False: the link is to be closed."""
+        self._wait_for_flow()
         with self._lock:
             self.commands += 1
-            chosen = self.commands == self._at
+            at = self._at
+            chosen = at in command if isinstance(at, bytes) else self.commands == at
         if not chosen:
             link.server.sendall(command)
             return True
         self.command = command
         return self._spring(link, command)
+
+    def _wait_for_flow(self) -> None:
+        if not self.flowing.is_set():
+            with self._lock:
+                self.held += 1
+            self.flowing.wait()
 
     def _spring(self, link: Link, command: bytes) -> bool:
         after = self._way in {Way.KILL_AFTER, Way.CUT_AFTER}
@@ -159,7 +169,6 @@ class Proxy:
         threading.Thread(target=self._answer, args=(link,), daemon=True).start()
         with suppress(OSError):
             for command in self._cutter(client):
-                self._trap.flowing.wait()
                 if not self._trap.pass_on(link, command):
                     break
         link.close()

@@ -17,6 +17,10 @@ from faults.waiting import wait_until
 from worker_scheduler import embedded
 
 _RESTART_SECONDS = 30
+_DATA_AND_CLIENTS = """
+SELECT current_setting('data_directory'), count(*) FROM pg_stat_activity
+WHERE application_name = 'worker_scheduler'
+"""
 
 
 @dataclass
@@ -27,10 +31,13 @@ class Servers:
     redis_url: str
     _restarted: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def restart_postgres(self) -> None:
-        """Immediate shutdown, as in a crash, and start again on the same port; ends once it answers."""
+    def restart_postgres(self) -> int:
+        """Immediate shutdown, as in a crash, and start again on the same port; ends once it answers.
+
+        Says how many connections of the product it cut off.
+        """
         with psycopg.connect(self.database_url) as connection:
-            row = connection.execute("SHOW data_directory").fetchone()
+            row = connection.execute(_DATA_AND_CLIENTS).fetchone()
         assert row is not None
         data = Path(row[0])
         owner = data.stat()
@@ -54,6 +61,7 @@ class Servers:
         )
         self._restarted.append(process)
         wait_until(self._answers, _RESTART_SECONDS, "Postgres after its restart")
+        return int(row[1])
 
     def stop(self) -> None:
         """Stops what was restarted; the rest ends by itself."""

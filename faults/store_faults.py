@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,14 @@ from faults.faults import Fault, Kind
 from faults.lane import Lane
 from faults.proxy import Trap
 from faults.servers import Servers
-from faults.waiting import wait_until
+from faults.waiting import pass_by
+from worker_scheduler.publisher.broker import EPOCH_KEY
 
 SLOW_TICK = {"ENQUEUE_BATCH_SIZE": "5", "ENQUEUE_SLEEP_SECONDS": "0.1"}
 """Eight batches in about a second, so that a random moment falls into any part of it."""
+_PAUSES_SECONDS = 0.7
+_DATA = ("daily", "unacked", EPOCH_KEY)
+"""The queue, what workers have taken of it, and the marker of this life of the data."""
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.5, 4.0
 """Of a stall and of a full Redis: on both sides of a tick's lease, which is 1 s."""
 _SPARE_BYTES = 2048
@@ -31,33 +34,45 @@ class Stores:
 
 
 def play(lane: Lane, stores: Stores, fault: Fault) -> bool:
-    """Breaks a server and heals it, while a tick and the lane's worker use it."""
+    """Breaks a server and heals it, while a tick and the lane's worker use it.
+
+    Strikes if the tick was running or jobs were open at that moment, and somebody felt it.
+    """
     chance = lane.chance(fault)
     lane.prepare(fault)
     tick = lane.tick(fault, **SLOW_TICK)
-    tick.wait(chance.uniform(0.1, 1.2))
-    _break_and_heal(stores, fault.kind, chance)
+    tick.wait(chance.uniform(0.1, lane.tick_seconds + _PAUSES_SECONDS))
+    in_the_middle = tick.running or bool(lane.unfinished(fault))
+    felt = _break_and_heal(stores, fault.kind, chance)
     lane.finish(fault, tick)
-    return True
+    return in_the_middle and felt
 
 
-def _break_and_heal(stores: Stores, kind: Kind, chance: random.Random) -> None:
+def _break_and_heal(stores: Stores, kind: Kind, chance: random.Random) -> bool:
+    """Says whether a client was cut off, data were lost, a command was held, a write was refused."""
+    seconds = chance.uniform(_SHORTEST_SECONDS, _LONGEST_SECONDS)
     with Redis.from_url(stores.servers.redis_url) as redis:
         if kind is Kind.RESTART:
-            stores.servers.restart_postgres()
-        elif kind is Kind.FLUSH:
+            return stores.servers.restart_postgres() > 0
+        if kind is Kind.FLUSH:
+            lost = int(redis.exists(*_DATA))
             redis.flushall()
-        elif kind is Kind.STALL:
+            return lost > 0
+        if kind is Kind.STALL:
+            held = stores.trap.held
             stores.trap.stall()
-            _wait(chance)
+            pass_by(seconds)
             stores.trap.flow()
-        else:
-            memory: dict[str, Any] = redis.info("memory")
-            redis.config_set("maxmemory", memory["used_memory"] + _SPARE_BYTES)
-            _wait(chance)
-            redis.config_set("maxmemory", 0)
+            return stores.trap.held > held
+        refused = _refused_writes(redis)
+        memory: dict[str, Any] = redis.info("memory")
+        redis.config_set("maxmemory", memory["used_memory"] + _SPARE_BYTES)
+        pass_by(seconds)
+        redis.config_set("maxmemory", 0)
+        return _refused_writes(redis) > refused
 
 
-def _wait(chance: random.Random) -> None:
-    moment = time.monotonic() + chance.uniform(_SHORTEST_SECONDS, _LONGEST_SECONDS)
-    wait_until(lambda: time.monotonic() > moment, _LONGEST_SECONDS + 1, "the moment")
+def _refused_writes(redis: Redis) -> int:
+    """How many commands Redis has refused for want of memory since it started."""
+    errors: dict[str, Any] = redis.info("errorstats")
+    return int(errors.get("errorstat_OOM", {}).get("count", 0))

@@ -15,6 +15,11 @@ class Overdue(Exception):
     """What was awaited did not come true in time."""
 
 
+def pass_by(seconds: float) -> None:
+    """Lets so many seconds go by."""
+    time.sleep(seconds)
+
+
 def wait_until(
     predicate: Callable[[], T], deadline_seconds: float, what: str, poll_seconds: float = POLL_SECONDS
 ) -> T:
