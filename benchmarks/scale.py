@@ -1,0 +1,159 @@
+"""What a day of many users needs: measures one job's bytes here, and simulates the day. For docs/scale.md.
+
+`python -m benchmarks.scale [--users N] [--jobs-per-second W] [--depth D]`. It measures no speed: the
+speeds of plan, dispatch and workers are given, from docs/performance.md or from elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg
+from redis import Redis
+
+from benchmarks.measure import Subject, child
+from benchmarks.sites import Site, Sites
+from worker_scheduler import embedded
+
+_SAMPLE = 200_000
+_DAY = 24 * 3600
+
+_SIZES = """
+SELECT sum(pg_relation_size(relid)), sum(pg_indexes_size(relid))
+FROM pg_partition_tree('sync_jobs') WHERE isleaf
+"""
+_DO_ALL = (
+    "UPDATE sync_jobs SET status = 'RUNNING', attempt = 1, started_at = now(), leased_until = now()",
+    "UPDATE sync_jobs SET status = 'COMPLETED', completed_at = now(), leased_until = NULL",
+)
+
+
+@dataclass(frozen=True)
+class JobBytes:
+    """Bytes of one job: in Postgres once planned and once done, in its log, and in Redis while it waits."""
+
+    row: float
+    indexes: float
+    row_done: float
+    indexes_done: float
+    wal_planned: float
+    wal_done: float
+    message: float
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Jobs a second that are planned, dispatched by one dispatcher, and done by all workers."""
+
+    planned: float
+    dispatched: float
+    done: float
+
+
+@dataclass
+class Moment:
+    """A second of the day."""
+
+    second: int = 0
+    planned: float = 0.0
+    dispatched: float = 0.0
+    done: float = 0.0
+
+    @property
+    def waiting(self) -> float:
+        """Messages in Redis."""
+        return self.dispatched - self.done
+
+
+def measure() -> JobBytes:
+    """On embedded servers, with a sample of users."""
+    with embedded.servers() as servers:
+        sites = Sites(servers, _SAMPLE)
+        with sites.fresh() as site:
+            return _measure(site)
+
+
+def _measure(site: Site) -> JobBytes:
+    with Redis.from_url(site.redis_url) as redis, psycopg.connect(site.database_url) as connection:
+        connection.autocommit = True
+        empty, log = redis.info("memory")["used_memory"], _wal(connection)
+        child(site, Subject("tick", 1000))
+        row, indexes = _sizes(connection)
+        message = redis.info("memory")["used_memory"] - empty
+        planned = _wal(connection)
+        for step in _DO_ALL:  # as workers do it, one statement for all; vacuum comes in between
+            connection.execute(step.encode())
+            connection.execute("VACUUM sync_jobs")
+        row_done, indexes_done = _sizes(connection)
+        done = _wal(connection)
+    figures = row, indexes, row_done, indexes_done, planned - log, done - planned, message
+    return JobBytes(*(figure / _SAMPLE for figure in figures))
+
+
+def _sizes(connection: psycopg.Connection) -> tuple[float, float]:
+    found = connection.execute(_SIZES).fetchone()
+    assert found is not None
+    return float(found[0]), float(found[1])
+
+
+def _wal(connection: psycopg.Connection) -> float:
+    found = connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'").fetchone()
+    assert found is not None
+    return float(found[0])
+
+
+def day(users: int, speeds: Speeds, depth: int | None, dispatchers: int) -> Iterator[Moment]:
+    """One run, second by second, until every job is done."""
+    now = Moment()
+    while now.done < users:
+        now.second += 1
+        now.planned = min(users, now.planned + speeds.planned)
+        room = float("inf") if depth is None else max(0.0, depth - now.waiting)
+        sent = min(now.planned - now.dispatched, speeds.dispatched * dispatchers, room)
+        now.dispatched += sent
+        now.done = min(now.dispatched, now.done + speeds.done)
+        yield now
+
+
+def report(users: int, speeds: Speeds, depth: int, job: JobBytes) -> Iterator[str]:
+    """Markdown."""
+    yield "| of one job | bytes |"
+    yield "|---|---:|"
+    for name, value in vars(job).items():
+        yield f"| {name.replace('_', ' ')} | {value:,.0f} |"
+    yield ""
+    yield f"| {users:,} users a day | |"
+    yield "|---|---:|"
+    done = job.row_done + job.indexes_done
+    yield f"| Postgres, a day's jobs, done | {users * done / 1e9:,.0f} GB |"
+    yield f"| Postgres, 90 days and the month that is being filled | {users * done * 120 / 1e12:,.1f} TB |"
+    yield f"| WAL of a day | {users * (job.wal_planned + job.wal_done) / 1e9:,.0f} GB |"
+    for bound in (None, depth):
+        peak, planned, ended = 0.0, 0, 0
+        for moment in day(users, speeds, bound, dispatchers=1):
+            peak = max(peak, moment.waiting)
+            planned = planned or (moment.second if moment.planned == users else 0)
+            ended = moment.second
+        name = "no bound" if bound is None else f"MAX_QUEUE_DEPTH={bound:,}"
+        yield f"| {name}: most messages in Redis | {peak:,.0f}, {peak * job.message / 1e9:,.2f} GB |"
+        yield f"| {name}: planned after, done after | {planned / 60:,.0f} min, {ended / 3600:,.1f} h |"
+    yield f"| workers' jobs a second that finish in a day | {users / _DAY:,.0f} |"
+
+
+def main() -> None:
+    """Measures, simulates, prints."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("--users", type=int, default=100_000_000)
+    parser.add_argument("--jobs-per-second", type=float, default=2000, help="of all workers together")
+    parser.add_argument("--depth", type=int, default=100_000, help="MAX_QUEUE_DEPTH")
+    parser.add_argument("--planned-per-second", type=float, default=180_000)
+    parser.add_argument("--dispatched-per-second", type=float, default=250_000)
+    asked = parser.parse_args()
+    speeds = Speeds(asked.planned_per_second, asked.dispatched_per_second, asked.jobs_per_second)
+    print("\n".join(report(asked.users, speeds, asked.depth, measure())))
+
+
+if __name__ == "__main__":
+    main()
