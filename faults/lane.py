@@ -17,8 +17,13 @@ from faults.children import Child
 from faults.faults import USERS_A_FAULT, Fault
 from faults.waiting import Overdue, wait_until
 
-REPAIR_SECONDS = 40.0
-"""Documented: a lease of 1 s, two intervals of 1 s, and a pass. The rest is for busy cores."""
+SLACK_SECONDS = 12.0
+"""For busy cores, in each bound of a repair."""
+REPAIR_SECONDS = 3.0 + 3.0 + 2.0 + SLACK_SECONDS
+"""Documented, with an interval of 1 s and passes of 1 s (they look twice for lost messages): a dead tick's
+lease and a pass; a lost message's grace time and a pass; the pass that finds the run finished.
+"""
+WORKER_LEASE_SECONDS = 10
 _END_SECONDS = 60.0
 _UNCAUGHT = 1
 """Python's exit status after an exception that nobody caught; no command of the product means it."""
@@ -42,7 +47,7 @@ class Lane:
     redis_url: str
     worker_queues: str = "daily"
     worker_pool: str = "solo"
-    worker_lease_seconds: int = 10
+    worker_lease_seconds: int = WORKER_LEASE_SECONDS
     extra: Mapping[str, str] = field(default_factory=dict)
     has_reconciler: bool = True
     tick_seconds: float = 0.0  # an undisturbed tick's, for whoever kills one at a random time

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from faults import handler
 from faults.children import Child
 from faults.faults import USERS_A_FAULT, Fault, Kind
-from faults.lane import Lane
+from faults.lane import REPAIR_SECONDS, Lane
 from faults.step_faults import half_a_tick
-from faults.waiting import pass_by, wait_until
+from faults.waiting import Overdue, pass_by, wait_until
 
-HANDLER_SECONDS = 0.05
-WORKER_REPAIR_SECONDS = 90.0
-"""Documented: a lease of 3 s; or VISIBILITY_TIMEOUT_SECONDS (2 s) and the look of each 10 s; then
-reconcile, twice. The rest is for busy cores."""
-BEAT_REPAIR_SECONDS = 200.0
-"""Documented: a lock of 120 s, asked for each 30 s; then the first ring."""
+HANDLER_SECONDS = 0.1
+WORKER_REPAIR_SECONDS = 2.0 + 10.0 + USERS_A_FAULT * HANDLER_SECONDS + REPAIR_SECONDS
+"""VISIBILITY_TIMEOUT_SECONDS, and Redis' look for a dead worker's messages each 10 s, while its lease of
+3 s runs out; all jobs, since a message that is nowhere is found when the queue has run dry; then
+reconcile.
+"""
+BEAT_REPAIR_SECONDS = 120.0 + 30.0 + REPAIR_SECONDS
+"""A lock of 120 s, asked for each 30 s; then what the next Beat rings."""
 _LOCK = "Acquired lock"
 
 
@@ -27,16 +30,18 @@ def kill_worker(lane: Lane, fault: Fault) -> bool:
     """
     chance = lane.chance(fault)
     lane.prepare(fault)
+    victim = lane.standing("worker").name
     if fault.kind is Kind.BUSY_WORKER:
         done_before = _begun(lane.record)
         lane.tick(fault)
         wanted = done_before + chance.randint(1, USERS_A_FAULT - 5)
         wait_until(lambda: _begun(lane.record) >= wanted, 60, "a job that runs", poll_seconds=0.01)
         pass_by(chance.uniform(0, HANDLER_SECONDS))
+        with suppress(Overdue):  # then the jobs are done: too late
+            wait_until(lambda: _has_job(lane.record, victim), 2, "the next job", poll_seconds=0.01)
     else:
         lane.tick(fault)
         pass_by(chance.uniform(0, 0.3))
-    victim = lane.standing("worker").name
     waited = bool(lane.unfinished(fault))
     killed = lane.kill("worker")
     return killed and (_has_job(lane.record, victim) if fault.kind is Kind.BUSY_WORKER else waited)

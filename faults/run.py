@@ -184,7 +184,8 @@ class Run:
             extra={handler.SECONDS: "0.02"},
         )
         stores = Stores(pair, trap)
-        return _Station(lane, waiting, lambda lane, fault: store_faults.play(lane, stores, fault))
+        seconds = store_faults.STORE_REPAIR_SECONDS
+        return _Station(lane, waiting, lambda lane, fault: store_faults.play(lane, stores, fault), seconds)
 
     def _work(self, station: _Station) -> None:
         try:

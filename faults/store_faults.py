@@ -9,7 +9,7 @@ from typing import Any
 from redis import Redis
 
 from faults.faults import Fault, Kind
-from faults.lane import Lane
+from faults.lane import REPAIR_SECONDS, WORKER_LEASE_SECONDS, Lane
 from faults.proxy import Trap
 from faults.servers import Servers
 from faults.waiting import pass_by
@@ -22,6 +22,8 @@ _DATA = ("daily", "unacked", EPOCH_KEY)
 """The queue, what workers have taken of it, and the marker of this life of the data."""
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.5, 4.0
 """Of a stall and of a full Redis: on both sides of a tick's lease, which is 1 s."""
+STORE_REPAIR_SECONDS = 2.0 + max(WORKER_LEASE_SECONDS, 10.0) + REPAIR_SECONDS
+"""A worker that a full Redis or a lost Postgres has ended is found as a killed one is; then reconcile."""
 _SPARE_BYTES = 2048
 
 
