@@ -44,6 +44,10 @@ task_routes = {"sync_user": {"queue": "daily"}}
 broker_url = _settings.broker_url
 broker_connection_retry_on_startup = True  # a worker may start before its broker
 broker_transport_options: dict[str, object] = {}
+if broker_url.startswith(("amqp", "pyamqp")):
+    # RabbitMQ answers for each message. Without that, what stands in a socket's buffer when a
+    # connection is cut is lost, and nobody is told.
+    broker_transport_options = {"confirm_publish": True}
 if _settings.broker_is_redis:
     broker_transport_options = {
         # A worker asks the queues in their order instead of in turns.

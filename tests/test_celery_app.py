@@ -133,7 +133,7 @@ def test_another_broker_leaves_redbeat_on_redis_url(
     assert app.connection_for_write().transport_cls == "amqp"
     assert redbeat_opens(app) == redis_url
     assert not app.conf.worker_disable_prefetch
-    assert app.conf.broker_transport_options == {}
+    assert app.conf.broker_transport_options == {"confirm_publish": True}
 
 
 def test_importing_the_package_reads_no_environment() -> None:

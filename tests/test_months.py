@@ -1,9 +1,10 @@
 """Jobs by months: which one a run and its jobs are in, how a month is made, and how months are pruned."""
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from threading import Event, Thread
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -125,6 +126,20 @@ def test_a_job_of_no_run_can_be_claimed(context: TickContext, ledger: Ledger, cl
     assert places(ledger) == {"sync_jobs_monthless": 2}
     finish_all(context, ledger, clock)
     assert ledger.states() == {"COMPLETED": 2}
+
+
+@pytest.mark.parametrize(
+    ("identity", "month"),
+    [
+        ("01a1dc80-f000-7000-8000-000000000000", date(2026, 11, 1)),
+        ("01a1dc80-f000-4000-8000-000000000000", None),
+        ("e6707a6e-afff-7000-8000-000000000000", date(9998, 12, 1)),
+        ("e6707a6e-b000-7000-8000-000000000000", None),
+        ("ffffffff-ffff-7000-8000-000000000000", None),
+    ],
+)
+def test_the_month_of_an_id(identity: str, month: date | None) -> None:
+    assert months.month_of(UUID(identity)) == month
 
 
 # --- a month is made --------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 _TIME_VERSION = 7
+_END_OF_TIME = int(datetime(9999, 1, 1, tzinfo=UTC).timestamp() * 1000)
 _ADD = text("SELECT sync_jobs_add_month(:name, :first_run_id, :next_run_id)")
 
 
@@ -34,8 +35,10 @@ def new_run_id(now: datetime) -> UUID:
 
 
 def month_of(identity: UUID) -> date | None:
-    """The first day of the month, in UTC, of which such a run or job is; None where its id has no time."""
-    if identity.version != _TIME_VERSION:
+    """The first day of the month, in UTC, of which such a run or job is; None where its id has no time,
+    or one that is beyond every calendar.
+    """
+    if identity.version != _TIME_VERSION or identity.int >> 80 >= _END_OF_TIME:
         return None
     return datetime.fromtimestamp((identity.int >> 80) / 1000, UTC).date().replace(day=1)
 
