@@ -78,8 +78,8 @@ MUTANTS = (
         (
             Change(
                 "worker_scheduler/ledger/plan.py",
-                '"ON CONFLICT (run_id, user_id) WHERE run_id IS NOT NULL DO NOTHING"',
-                '""',
+                "ON CONFLICT (run_id, user_id) WHERE run_id IS NOT NULL DO NOTHING\n",
+                "\n",
             ),
         ),
         Kind.LOCKLESS_HERD,

@@ -12,8 +12,8 @@ from worker_scheduler.ledger.plan import Chunk
 from worker_scheduler.ledger.runs import Run
 from worker_scheduler.ledger.users import UsersRelation
 
-_CHUNK_ROWS = 5000
-"""Users a chunk: some 25 ms of Postgres, so that a crash loses little, a lock is short, and little is left
+_CHUNK_ROWS = 10_000
+"""Users a chunk: some 50 ms of Postgres, so that a crash loses little, a lock is short, and little is left
 to publish when the last one is planned.
 """
 

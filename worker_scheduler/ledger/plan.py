@@ -80,7 +80,6 @@ _INSERT_CHUNK = """
                r.partition_key, :now, r.run_id
         FROM page, sync_runs r WHERE r.run_id = :run_id
         {on_conflict}
-        RETURNING job_id, user_id
     ), planned AS (
         {planned}
     ), slices AS (
@@ -101,7 +100,8 @@ _INSERT_CHUNK = """
 """
 _ALL_OF_IT = {"on_conflict": "", "planned": "SELECT job_id, user_id, n FROM page"}
 _WHAT_CONFLICTS_NOT = {
-    "on_conflict": "ON CONFLICT (run_id, user_id) WHERE run_id IS NOT NULL DO NOTHING",
+    "on_conflict": """ON CONFLICT (run_id, user_id) WHERE run_id IS NOT NULL DO NOTHING
+        RETURNING job_id, user_id""",
     "planned": "SELECT job_id, user_id, row_number() OVER (ORDER BY job_id) AS n FROM inserted",
 }
 

@@ -7,7 +7,6 @@ fits. https://docs.celeryq.dev/en/stable/internals/protocol.html has the message
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 from kombu.utils.json import dumps
 from redis import Redis
+from redis.commands.core import Script
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -31,33 +31,38 @@ from worker_scheduler.publisher.group import apply_group
 _MARKER_SECONDS = 8 * 24 * 3600
 """How long a batch that was pushed is remembered; longer than any dispatcher tries again."""
 
-# KEYS: queue, marker, epoch. ARGV: the marker's seconds, a fresh epoch, the template, the group's id,
-# the delivery tags' beginning, the ids (see job_ids.py).
+# KEYS: queue, marker, epoch. ARGV: the marker's seconds, a fresh epoch, the group's id, the delivery
+# tags' beginning, the ids (see job_ids.py), and then the template's texts.
 # One script is one step for everybody else, and a Redis that is full refuses it at its first write:
 # so the marker never stands without the messages, nor they without it. LPUSH takes its values through
 # Lua's stack, which holds 8,000.
 _PUSH = """
 local epoch = redis.call('SET', KEYS[3], ARGV[2], 'NX', 'GET') or ARGV[2]
 if redis.call('SET', KEYS[2], epoch, 'NX', 'EX', ARGV[1]) then
-    local template, ids = cjson.decode(ARGV[3]), ARGV[6]
-    local parts, value, messages = {}, {group = ARGV[4]}, {}
-    for at, text in ipairs(template.texts) do parts[2 * at - 1] = text end
+    local sub, format, group, tag, ids = string.sub, string.format, ARGV[3], ARGV[4], ARGV[5]
+    local {texts} = unpack(ARGV, 6)
+    local messages = {{}}
     for index = 0, #ids / 72 - 1 do
-        value.job = string.sub(ids, 72 * index + 1, 72 * index + 36)
-        value.user = string.sub(ids, 72 * index + 37, 72 * index + 72)
-        value.index = index
-        value.tag = ARGV[5] .. string.format('%08x', index)
-        for at, gap in ipairs(template.gaps) do parts[2 * at] = value[gap] end
-        messages[index % 1000 + 1] = table.concat(parts)
+        local start = 72 * index
+        local job, user = sub(ids, start + 1, start + 36), sub(ids, start + 37, start + 72)
+        messages[index % 1000 + 1] = {message}
         if index % 1000 == 999 then
             redis.call('LPUSH', KEYS[1], unpack(messages))
-            messages = {}
+            messages = {{}}
         end
     end
     if #messages > 0 then redis.call('LPUSH', KEYS[1], unpack(messages)) end
 end
 return epoch
 """
+_VALUE = {
+    "job": "job",
+    "user": "user",
+    "group": "group",
+    "index": "index",
+    "tag": "tag .. format('%08x', index)",
+}
+"""What fills a gap of that name, in Lua."""
 
 
 class RedisBulkPublisher:
@@ -70,7 +75,6 @@ class RedisBulkPublisher:
         self._url = url
         self._prefix = key_prefix
         self._client: Redis = redis_client(url)
-        self._push = self._client.register_script(_PUSH)
         self._templates: dict[JobMessage, MessageTemplate] = {}
 
     def publish(self, groups: Sequence[GroupMessage]) -> list[UUID | None]:
@@ -92,15 +96,15 @@ class RedisBulkPublisher:
             raise unavailable(self._url, error) from error
         return [UUID(str(epoch)) for epoch in epochs]
 
-    def _run(self, scripts: list[tuple[list[str], list[str | int]]]) -> list[object]:
+    def _run(self, scripts: list[tuple[Script, list[str], list[str | int]]]) -> list[object]:
         with self._client.pipeline(transaction=False) as pipeline:
-            for keys, arguments in scripts:
-                self._push(keys, arguments, client=pipeline)
+            for push, keys, arguments in scripts:
+                push(keys, arguments, client=pipeline)
             epochs: list[object] = pipeline.execute()
             return epochs
 
-    def _script(self, group_message: GroupMessage) -> tuple[list[str], list[str | int]]:
-        """The script's keys and arguments."""
+    def _script(self, group_message: GroupMessage) -> tuple[Script, list[str], list[str | int]]:
+        """The script, its keys and its arguments."""
         template = self._template(group_message.message)
         keys = [
             f"{self._prefix}{template.queue_key}",
@@ -109,10 +113,15 @@ class RedisBulkPublisher:
         ]
         # Unique like a random UUID, and cheaper: one random start a batch, and the index.
         tag = str(uuid4())[:28]
-        return keys, [
-            *(_MARKER_SECONDS, str(uuid4()), template.as_json, str(group_message.group_id)),
-            *(tag, group_message.jobs.text),
-        ]
+        push = self._client.register_script(template.script)
+        return (
+            push,
+            keys,
+            [
+                *(_MARKER_SECONDS, str(uuid4()), str(group_message.group_id), tag, group_message.jobs.text),
+                *template.texts,
+            ],
+        )
 
     def _template(self, message: JobMessage) -> MessageTemplate:
         """A template serves every batch of its run: only ids differ, unless the messages have a time."""
@@ -135,9 +144,13 @@ class MessageTemplate:
     timeless: bool
 
     @property
-    def as_json(self) -> str:
-        """As the script reads it."""
-        return json.dumps({"texts": self.texts, "gaps": self.gaps})
+    def script(self) -> str:
+        """For the order of these gaps: one expression, which Lua fills in a third of the time that a
+        loop over the gaps takes.
+        """
+        first, *others = texts = [f"text{number}" for number in range(len(self.texts))]
+        filled = [f"{_VALUE[gap]} .. {text}" for gap, text in zip(self.gaps, others, strict=True)]
+        return _PUSH.format(texts=", ".join(texts), message=" .. ".join([first, *filled]))
 
 
 def render_template(app: Celery, message: JobMessage) -> MessageTemplate:
