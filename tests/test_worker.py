@@ -9,7 +9,9 @@ from pathlib import Path
 from threading import Event, Thread
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
+from sqlalchemy import text
 
 from tests.support.command_line import Outcome, as_process
 from tests.support.ledger import Ledger
@@ -86,6 +88,36 @@ def test_a_handler_that_returns_completes_the_job(run: Run, job_id: UUID, ledger
     assert (row["status"], row["error_message"], row["attempt"]) == ("COMPLETED", None, 1)
     assert before <= row["started_at"] <= row["completed_at"]
     assert row["leased_until"] is None
+
+
+def test_statements_are_prepared_but_behind_a_pooler(
+    scheduler: Scheduler, run: Run, job_id: UUID, ledger: Ledger
+) -> None:
+    assert run(job_id, lambda job: None) == "COMPLETED"
+    for _ in range(2):
+        run(job_id, not_called)
+    with psycopg.connect(ledger.url) as beside:
+        direct = beside.execute("SELECT pg_backend_pid()").fetchone() == (beside.info.backend_pid,)
+    with process_worker().database.autocommit() as connection:
+        prepared = text(
+            "SELECT statement FROM pg_prepared_statements WHERE statement LIKE '%UPDATE sync_jobs%'"
+        )
+        statements = connection.execute(prepared).scalars().all()
+    assert (len(statements) > 0) == direct
+
+
+def test_a_column_changes_its_type_while_a_worker_runs(
+    scheduler: Scheduler, run: Run, ledger: Ledger, job_id: UUID
+) -> None:
+    make_users(ledger.url, 5)
+    scheduler("backfill", "--backfill-days=30", f"--partition-key={KEY}")
+    waiting = [job["job_id"] for job in ledger.jobs()]
+    for one in waiting[:3]:
+        assert run(one, lambda job: None) == "COMPLETED"
+    ledger.execute("ALTER TABLE sync_jobs ALTER github_login TYPE varchar(300)")
+    for one in waiting[3:]:
+        assert run(one, lambda job: None) == "COMPLETED"
+    assert [job["attempt"] for job in ledger.jobs()] == [1] * 5
 
 
 def test_a_job_cannot_be_changed_by_its_handler(run: Run, job_id: UUID) -> None:

@@ -98,9 +98,8 @@ def process_worker() -> Worker:
 @cache
 def _worker_of(_process_id: int) -> Worker:
     settings = load()
-    # Two connections: the job's, and its heartbeat's. Not tried before use: that would be a round trip
-    # more, and whoever meets a broken one here tries again anyway.
-    database = Database(settings.database_url.get_secret_value(), size=2, tried_before_use=False)
+    # Two connections: the job's, and its heartbeat's.
+    database = Database(settings.database_url.get_secret_value(), size=2, repetitive=True)
     return Worker(
         database=database,
         clock=utc_now,

@@ -14,7 +14,7 @@ from worker_scheduler.ledger.tables import JobStatus
 
 @dataclass(frozen=True)
 class ClaimedJob:
-    """A job that is ours to do, under this attempt number, until its lease runs out."""
+    """A job that is ours to do, under this attempt number, until its lease runs out. As _JOB returns it."""
 
     job_id: UUID
     run_id: UUID | None
@@ -26,6 +26,9 @@ class ClaimedJob:
     attempt: int
 
 
+_JOB = "job_id, run_id, user_id, github_login, partition_key, triggered_by, backfill_days, attempt"
+
+
 def _by_job(statement: str) -> dict[bool, TextClause]:
     """The statement for a job of which the run or its month is known, and for one of which it is not.
 
@@ -33,7 +36,10 @@ def _by_job(statement: str) -> dict[bool, TextClause]:
     """
     job = "job_id = :job_id"
     known = f"{job} AND run_id BETWEEN :first_run_id AND :last_run_id"
-    return {True: text(statement.format(job=known)), False: text(statement.format(job=job))}
+    return {
+        is_known: text(statement.format(job=where, columns=_JOB))
+        for is_known, where in ((True, known), (False, job))
+    }
 
 
 # A lease on a PENDING job: reconcile is publishing it anew, so its time has come, whatever a clock here
@@ -44,7 +50,7 @@ _CLAIM = _by_job(
         leased_until = :leased_until, not_before = NULL
     WHERE {job} AND status = 'PENDING'
         AND (not_before IS NULL OR not_before <= :now OR leased_until IS NOT NULL)
-    RETURNING job_id, run_id, user_id, github_login, partition_key, triggered_by, backfill_days, attempt
+    RETURNING {columns}
     """
 )
 
@@ -76,10 +82,7 @@ _EXTEND_LEASE = _by_job(
     """
 )
 
-_RUNNING = text(
-    "SELECT job_id, run_id, user_id, github_login, partition_key, triggered_by, backfill_days, attempt"
-    " FROM sync_jobs WHERE job_id = :job_id AND status = 'RUNNING'"
-)
+_RUNNING = text(f"SELECT {_JOB} FROM sync_jobs WHERE job_id = :job_id AND status = 'RUNNING'")
 
 _STATUS = text("SELECT CAST(status AS text) FROM sync_jobs WHERE job_id = :job_id")
 
@@ -97,13 +100,13 @@ def claim(connection: Connection, job_id: UUID, now: datetime, leased_until: dat
     month = month_of(job_id)
     if month is not None:
         first, following = run_ids_of(month)
-        where = {"first_run_id": first, "last_run_id": following}
+        where = {"first_run_id": first, "last_run_id": UUID(int=following.int - 1)}
         row = connection.execute(_CLAIM[True], {**parameters, **where}).one_or_none()
         if row is not None:
-            return ClaimedJob(**row._mapping)
+            return ClaimedJob(*row)
     # Not PENDING, mostly; or an older scheduler's, or of a run of an earlier version, whose id is random.
     row = connection.execute(_CLAIM[False], parameters).one_or_none()
-    return None if row is None else ClaimedJob(**row._mapping)
+    return None if row is None else ClaimedJob(*row)
 
 
 def finish(
@@ -140,7 +143,7 @@ def extend_lease(connection: Connection, job: ClaimedJob, leased_until: datetime
 def running(connection: Connection, job_id: UUID) -> ClaimedJob | None:
     """The attempt at the job that runs now; None where none does."""
     row = connection.execute(_RUNNING, {"job_id": job_id}).one_or_none()
-    return None if row is None else ClaimedJob(**row._mapping)
+    return None if row is None else ClaimedJob(*row)
 
 
 def status_of(connection: Connection, job_id: UUID) -> str | None:
