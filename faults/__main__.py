@@ -27,11 +27,18 @@ def main() -> int:
     )
     only.add_argument("--no-mutants", action="store_true", help="faults alone")
     only.add_argument("--mutants", action="store_true", help="mutants alone")
+    parser.add_argument(
+        "--publisher",
+        choices=("redis-bulk", "group"),
+        default="redis-bulk",
+        help="of all ticks and reconcilers, but for the mutants' [redis-bulk]",
+    )
     asked = parser.parse_args()
     seed = int(os.environ.get("SEED") or random.randrange(2**32))
     count = int(os.environ.get("FAULTS") or DEFAULT_FAULTS)
-    say(f"seed {seed}; to repeat: {_repeat(seed, count)}")
-    green = asked.mutants or _play(seed, count, frozenset({Kind[asked.only]}) if asked.only else None)
+    say(f"seed {seed}, publisher {asked.publisher}; to repeat: {_repeat(seed, count)}")
+    kinds = frozenset({Kind[asked.only]}) if asked.only else None
+    green = asked.mutants or _play(seed, count, asked.publisher, kinds)
     if green and not asked.only and not asked.no_mutants:
         started = time.monotonic()
         green = mutants.all_red(seed)
@@ -39,10 +46,10 @@ def main() -> int:
     return 0 if green else 1
 
 
-def _play(seed: int, count: int, only: frozenset[Kind] | None) -> bool:
+def _play(seed: int, count: int, publisher: str, only: frozenset[Kind] | None) -> bool:
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     try:
-        Run(folder, seed, count, only).play()
+        Run(folder, seed, count, publisher, only).play()
     except Broken as broken:
         say(f"{mutants.RED}{broken}")
         say(f"seed {seed}; to repeat: {_repeat(seed, count)}; logs: {folder}")

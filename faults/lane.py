@@ -45,6 +45,7 @@ class Lane:
     direct_url: str
     database_url: str
     redis_url: str
+    publisher: str
     worker_queues: str = "daily"
     worker_pool: str = "solo"
     worker_lease_seconds: int = WORKER_LEASE_SECONDS
@@ -70,6 +71,7 @@ class Lane:
             "HOME": str(self.folder),
             "DATABASE_URL": self.database_url,
             "REDIS_URL": self.redis_url,
+            "PUBLISHER": self.publisher,
             "USERS_RELATION": "participants",
             "ENQUEUE_BATCH_SIZE": "20",
             "ENQUEUE_SLEEP_SECONDS": "0",

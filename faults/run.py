@@ -64,10 +64,13 @@ class _Station:
 class Run:
     """The lanes of one run, and what they have in common."""
 
-    def __init__(self, folder: Path, seed: int, count: int, only: frozenset[Kind] | None) -> None:
+    def __init__(
+        self, folder: Path, seed: int, count: int, publisher: str, only: frozenset[Kind] | None
+    ) -> None:
         self._folder = folder
         self._seed = seed
         self._count = count
+        self._publisher = publisher
         self._only = only
         self._users = (count + _ROOM // USERS_A_FAULT) * USERS_A_FAULT * 2
         self._spare = self._users // USERS_A_FAULT
@@ -109,6 +112,7 @@ class Run:
         parts = {
             "database_url": url,
             "redis_url": redis_url,
+            "publisher": self._publisher,
             "tick_seconds": self._tick_seconds,
             **more,
         }

@@ -112,7 +112,7 @@ def _play_trapped(lane: Lane, fault: Fault, trap: Trap) -> None:
 
 
 def _tick(lane: Lane, fault: Fault, through: dict[str, str]) -> Child:
-    publisher = "group" if fault.kind is Kind.GROUP_TICK else "redis-bulk"
+    publisher = "group" if fault.kind is Kind.GROUP_TICK else lane.publisher
     return lane.tick(fault, PUBLISHER=publisher, **through)
 
 
