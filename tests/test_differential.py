@@ -9,6 +9,7 @@ import pytest
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu import pools
 
 from tests.support.hypotheses import inputs
 from tests.support.messages import Broker, Message
@@ -27,6 +28,7 @@ keys = st.from_regex(r"[A-Za-z0-9._:-]{1,200}", fullmatch=True)
 queues = st.one_of(
     st.sampled_from(["daily", "backfill"]), st.from_regex(r"[a-z][a-z0-9._-]{0,20}", fullmatch=True)
 )
+prefixes = st.from_regex(r"[A-Za-z0-9._:{}-]{0,20}", fullmatch=True)
 jobs = st.lists(st.tuples(st.uuids(), st.uuids()), min_size=1, max_size=4, unique_by=lambda job: job[0])
 task_options = st.fixed_dictionaries(
     {},
@@ -35,6 +37,17 @@ task_options = st.fixed_dictionaries(
         "soft_time_limit": st.integers(1, 100),
         "ignore_result": st.booleans(),
         "track_started": st.booleans(),
+    },
+)
+
+
+# What `task_routes` may add to messages whose queue the publisher names.
+routes = st.fixed_dictionaries(
+    {},
+    optional={
+        "queue": st.sampled_from(["daily", "elsewhere"]),
+        "delivery_mode": st.sampled_from([1, 2]),
+        "headers": st.dictionaries(st.from_regex(r"x-[a-z]{1,8}", fullmatch=True), st.text(max_size=20)),
     },
 )
 
@@ -61,6 +74,26 @@ def task_with(app: Celery, options: dict[str, Any]) -> Iterator[None]:
             setattr(task, name, value)
 
 
+@contextmanager
+def configured(app: Celery, key_prefix: str, route: dict[str, Any]) -> Iterator[None]:
+    """The app as a deployment may have it, by `global_keyprefix` and `task_routes`."""
+    before = app.conf.broker_transport_options, app.conf.task_routes
+    try:
+        set_up(app, {**before[0], "global_keyprefix": key_prefix}, {"sync_user": route})
+        yield
+    finally:
+        set_up(app, *before)
+
+
+def set_up(app: Celery, transport_options: dict[str, Any], task_routes: object) -> None:
+    app.conf.broker_transport_options, app.conf.task_routes = transport_options, task_routes
+    app.amqp.flush_routes()
+    app.amqp.__dict__.pop("router", None)
+    # Connections of before know another prefix.
+    pools.reset()
+    app._pool = app.amqp._producer_pool = None
+
+
 def published(publisher: Publisher, group_message: GroupMessage, broker: Broker) -> list[dict[str, Any]]:
     """What a worker would take, decoded; the queue is empty afterwards."""
     queue = group_message.message.queue
@@ -85,6 +118,8 @@ def decoded(message: Message) -> dict[str, Any]:
     triggered_by=st.sampled_from(["scheduler.daily", "scheduler.backfill"]),
     backfill_days=st.one_of(st.none(), st.integers(1, 3650)),
     options=task_options,
+    prefix=prefixes,
+    route=routes,
 )
 def test_both_publishers_say_the_same(
     app: Celery,
@@ -96,18 +131,21 @@ def test_both_publishers_say_the_same(
     triggered_by: str,
     backfill_days: int | None,
     options: dict[str, Any],
+    prefix: str,
+    route: dict[str, Any],
 ) -> None:
+    there = Broker(broker.url, broker.key_prefix + prefix)
     group_message = GroupMessage(
         group_id=group_id,
         marker=str(uuid4()),  # else a batch that was pushed before
         message=JobMessage(queue, partition_key, triggered_by, backfill_days),
         jobs=JobIds.of((str(job_id), str(user_id)) for job_id, user_id in ids),
     )
-    bulk = RedisBulkPublisher(app, broker.url, broker.key_prefix)
-    group = GroupPublisher(app, RedisBroker(broker.url, broker.key_prefix))
-    with task_with(app, options):
-        expected = published(group, group_message, broker)
-        assert published(bulk, group_message, broker) == expected
+    with task_with(app, options), configured(app, there.key_prefix, route):
+        bulk = RedisBulkPublisher(app, there.url, there.key_prefix)
+        group = GroupPublisher(app, RedisBroker(there.url, there.key_prefix))
+        expected = published(group, group_message, there)
+        assert published(bulk, group_message, there) == expected
     assert [message["headers"]["id"] for message in expected] == [str(job_id) for job_id, _ in ids]
 
 

@@ -1,0 +1,19 @@
+"""An application as people write it: stock Celery with its own settings, and nothing of ours in it."""
+
+import os
+from pathlib import Path
+
+from celery import Celery
+
+from tests.support.waiting import wait_until
+
+app = Celery("stock", broker=os.environ["REDIS_URL"])
+app.conf.broker_transport_options = {"global_keyprefix": os.environ["REDIS_KEY_PREFIX"]}
+app.conf.worker_send_task_events = True
+
+
+@app.task(name="sync_user")  # type: ignore[untyped-decorator]
+def sync_user(user_id: str, partition_key: str, triggered_by: str) -> str:
+    """Ends when the file that GATE names exists."""
+    wait_until(Path(os.environ["GATE"]).exists, 60, "the gate")
+    return f"{user_id} {partition_key} {triggered_by}"
