@@ -56,6 +56,8 @@ if _settings.broker_is_redis:
         # 10 s. To a job that takes longer this does nothing: its second delivery finds it claimed.
         "visibility_timeout": _settings.visibility_timeout_seconds,
         "unacked_restore_throttle": 1,  # at each look; else at each tenth
+        # One worker looks at a time. One that dies over it must not stop the others for 300 s.
+        "unacked_mutex_expire": 10,
         # A stalled or vanished Redis is an error after this many seconds, not a hang for ever.
         "socket_timeout": 15,
         "socket_connect_timeout": 5,

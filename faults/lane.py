@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
+from redis import Redis
+from redis.exceptions import RedisError
 
 from faults import databases, handler, invariants
 from faults.children import Child
@@ -161,6 +163,7 @@ class Lane:
             wait_until(repaired, seconds, "repair", poll_seconds=0.1)
         except Overdue:
             rest = self.unfinished(fault)
+            rest.append(self._broker_holds())
             raise Broken(f"{fault}: after {seconds:.0f} s: {'; '.join(rest)}") from None
         self.check(fault)
         return time.monotonic() - started
@@ -195,6 +198,16 @@ class Lane:
             return invariants.unfinished(self.direct_url, fault)
         except psycopg.OperationalError as error:  # it is being restarted
             return [str(error)]
+
+    def _broker_holds(self) -> str:
+        """What the queue looks like to whoever has to find out why a job still waits."""
+        try:
+            with Redis.from_url(self.redis_url, socket_timeout=5) as redis:
+                waiting, taken = redis.llen("daily"), redis.hlen("unacked")
+                mutex_seconds = redis.ttl("unacked_mutex")
+        except RedisError as error:
+            return str(error)
+        return f"Redis holds {waiting} messages and {taken} taken ones, its mutex for {mutex_seconds} s"
 
     def _started(self, name: str) -> Child:
         if name == "reconciler":

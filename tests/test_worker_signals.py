@@ -17,6 +17,7 @@ from tests.support.contexts import context_at
 from tests.support.ledger import Ledger, Row
 from tests.support.messages import Broker
 from tests.support.processes import Process, celery
+from tests.support.proxy import Proxy
 from tests.support.users import make_users
 from tests.support.waiting import wait_until
 from worker_scheduler import reconciler, tick
@@ -177,6 +178,28 @@ def test_a_message_of_a_worker_that_died_before_its_claim_comes_again(site: Site
         wait_until(lambda: site.broker.unacknowledged() == 1, 30, "the message in a worker's hands")
         worker.kill()
     assert (site.job()["status"], site.broker.counts()) == ("PENDING", {})
+    site.go()
+    with site.worker("until_told", name="next", VISIBILITY_TIMEOUT_SECONDS="2"):
+        assert site.wait_for("COMPLETED")["attempt"] == 1
+
+
+def test_a_worker_that_died_over_its_look_for_messages_does_not_stop_the_others(site: Site) -> None:
+    """Workers look one at a time, by a mutex in Redis, for what dead ones held."""
+    nowhere = "postgresql://nobody@127.0.0.1:1/none"
+    redis_url = site.environment["REDIS_URL"]
+    doomed: list[int] = []
+
+    def kill_over_a_look(data: bytes) -> None:
+        if b"unacked_index" in data and b"BYSCORE" in data and doomed:  # what it asks first, once it has the mutex
+            os.kill(doomed[0], signal.SIGKILL)
+
+    proxy = Proxy(redis_url, watch=kill_over_a_look)
+    with proxy, site.worker("until_told", DATABASE_URL=nowhere, REDIS_URL=proxy.url) as worker:
+        wait_until(lambda: site.broker.unacknowledged() == 1, 30, "the message in a worker's hands")
+        doomed.append(worker.pid)
+        worker.wait(60)
+    with Redis.from_url(redis_url) as redis:
+        assert redis.exists(f"{site.broker.key_prefix}unacked_mutex")
     site.go()
     with site.worker("until_told", name="next", VISIBILITY_TIMEOUT_SECONDS="2"):
         assert site.wait_for("COMPLETED")["attempt"] == 1
