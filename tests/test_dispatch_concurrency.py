@@ -60,7 +60,7 @@ def test_a_run_is_shared_and_nothing_else_changes(
         def call(partition_key: str, number: int) -> None:
             for _ in range(number):
                 other = stack.enter_context(context_at(utc_now))
-                others.append(threads.submit(assist.dispatch, other, partition_key))
+                others.append(threads.submit(assist.dispatch, other, partition_key, "no baton"))
 
         report = tick.daily(replace(four, call_dispatchers=call), options)
         helped = [other.result(60) for other in others]
@@ -139,7 +139,7 @@ def test_a_batch_of_a_dispatcher_that_died_is_dispatched_by_the_tick(
 
 
 def assisted(context: TickContext) -> Report:
-    return assist.dispatch(context, KEY)
+    return assist.dispatch(context, KEY, "no baton")
 
 
 def test_nothing_is_left_to_help_with(four: TickContext, ledger: Ledger, options: DailyOptions) -> None:

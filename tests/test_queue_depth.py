@@ -173,10 +173,13 @@ class Watch:
                 watching.result(30)
 
 
-@pytest.mark.parametrize(("depth", "processes"), [(DEEPEST, 1), (DEEPEST, 4), (1, 1), (1, 4)])
+@pytest.mark.parametrize(
+    ("depth", "processes", "rings"), [(DEEPEST, 1, 10), (DEEPEST, 4, 1), (1, 1, 1), (1, 4, 10)]
+)
 def test_the_workers_that_drain_a_full_queue_are_not_held_by_the_tick(
     depth: int,
     processes: int,
+    rings: int,
     deployed: None,
     environment: dict[str, str],
     ledger: Ledger,
@@ -201,12 +204,25 @@ def test_the_workers_that_drain_a_full_queue_are_not_held_by_the_tick(
         pool.wait_for_log("ready.")
         from worker_scheduler import app
 
-        app.send_task("scheduler.daily_tick", kwargs={"date": DAY}, queue="scheduler")
+        for _ in range(rings):
+            app.send_task("scheduler.daily_tick", kwargs={"date": DAY}, queue="scheduler")
         wait_until(lambda: ledger.states() == {"COMPLETED": USERS}, 60, "every job COMPLETED")
         wait_until(lambda: broker.unacknowledged() == 0 and not broker.counts(), 30, "no message left")
         wait_until(lambda: ledger.value("SELECT state FROM sync_runs") == "ENQUEUED", 30, "a closed run")
     # A batch of each dispatcher, and the message by which each has passed on what it had no room for.
     assert watch.deepest <= depth - 1 + processes * (BATCH + 1)
+
+
+def test_a_run_has_one_baton(context: TickContext, broker: Broker) -> None:
+    state = context.broker
+    assert not state.take_baton("daily:1", "first")
+    assert state.note_baton("daily:1", "first")
+    assert not state.note_baton("daily:1", "second")
+    assert state.note_baton("daily:2", "another run's")
+    assert not state.take_baton("daily:1", "second")
+    assert state.take_baton("daily:1", "first")
+    assert not state.take_baton("daily:1", "first")  # delivered a second time
+    assert state.note_baton("daily:1", "second")
 
 
 def test_reconcile_passes_nothing_on(context: TickContext, ledger: Ledger, broker: Broker) -> None:

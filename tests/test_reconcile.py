@@ -26,7 +26,7 @@ from worker_scheduler.ledger.tables import JobStatus, Kind
 from worker_scheduler.options import BackfillOptions, DailyOptions
 from worker_scheduler.planner import Planner
 from worker_scheduler.publisher import GroupMessage
-from worker_scheduler.publisher.broker import BrokerState
+from worker_scheduler.publisher.broker import BrokerState, OpaqueBroker
 from worker_scheduler.tick import DAILY_TRIGGER
 
 DAY = NOON.date()
@@ -126,7 +126,7 @@ def unacknowledged(broker: Broker, routing_key: str) -> None:
         redis.hset(f"{broker.key_prefix}unacked", str(uuid4()), json.dumps([{}, "", routing_key]))
 
 
-class OvertakenBroker:
+class OvertakenBroker(OpaqueBroker):
     """The broker, to a reconciler that is overtaken right after its last look."""
 
     def __init__(self, broker: BrokerState, meanwhile: Callable[[], object]) -> None:
@@ -435,7 +435,7 @@ def test_a_broker_that_comes_back_in_the_middle_of_a_pass(
     put_off(context, late, not_before=clock())
     broker.lose_everything()
 
-    class Starting:
+    class Starting(OpaqueBroker):
         def epoch(self) -> UUID | None:
             raise StoreUnavailable("connection refused")
 
@@ -1075,7 +1075,6 @@ def test_an_outage_of_the_broker_stops_only_the_rules_that_need_it(
 def test_another_broker_than_redis_shows_nothing_and_nothing_is_sent_anew(
     context: TickContext, ledger: Ledger, broker: Broker, clock: HandedClock
 ) -> None:
-    from worker_scheduler.publisher.broker import OpaqueBroker
 
     enqueue(context, ledger, 5)
     broker.lose_everything()

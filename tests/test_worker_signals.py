@@ -190,7 +190,8 @@ def test_a_worker_that_died_over_its_look_for_messages_does_not_stop_the_others(
     doomed: list[int] = []
 
     def kill_over_a_look(data: bytes) -> None:
-        if b"unacked_index" in data and b"BYSCORE" in data and doomed:  # what it asks first, once it has the mutex
+        # What a look asks first, once it has the mutex.
+        if doomed and b"unacked_index" in data and b"BYSCORE" in data:
             os.kill(doomed[0], signal.SIGKILL)
 
     proxy = Proxy(redis_url, watch=kill_over_a_look)

@@ -2,7 +2,7 @@
 
 It plans nothing and takes no lock: who dispatches a batch is settled by the lease of the batch. Its
 message is a baton where the queue of jobs was full: it waits behind the jobs that fill the queue, so
-no process has to wait for them, and is passed on until no batch is left.
+no process has to wait for them, and is passed on until no batch is left. A run has one at most.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _LOOK_SECONDS = 0.1
 """Between two looks for the next batches of a run that is still being planned."""
 
 
-def dispatch(context: TickContext, partition_key: str) -> Report:
+def dispatch(context: TickContext, partition_key: str, message_id: str) -> Report:
     """Sends batches until none is left and none will come, or the queue is full and the run passed on.
 
-    A failure is in the report.
+    message_id: of the message that asked for it. A failure is in the report.
     """
     with context.database.autocommit() as connection:
         schema.require_current(connection)
@@ -37,6 +37,11 @@ def dispatch(context: TickContext, partition_key: str) -> Report:
     try:
         settings = context.settings
         dispatcher = dispatcher_of(context, settings.enqueue_batch_size, settings.enqueue_sleep_seconds)
+        if context.broker.take_baton(partition_key, message_id):
+            # Of whatever room there is: workers have drained the queue as far as to this message. Where
+            # batons and jobs in hand are all that fills the queue, nobody else would ever find room.
+            for jobs in dispatcher.send_next(run):
+                _count(context, report, jobs)
         _until_none_is_left(context, dispatcher, run, report)
         report.outcome = "enqueued" if report.jobs_enqueued else "nothing_to_do"
     except SchedulerError as error:
@@ -46,10 +51,6 @@ def dispatch(context: TickContext, partition_key: str) -> Report:
 
 
 def _until_none_is_left(context: TickContext, dispatcher: Dispatcher, run: Run, report: Report) -> None:
-    # Of whatever room there is: workers have drained the queue as far as to this message. Where batons
-    # and jobs in hand are all that fills the queue, nobody else would ever find room.
-    for jobs in dispatcher.send_next(run):
-        _count(context, report, jobs)
     planned = False
     while not planned and not dispatcher.out_of_room:
         # Asked before the look for batches: those of a last chunk may come in between.

@@ -68,7 +68,8 @@ def backfill(self: Task, *others: Any, **given: Any) -> dict[str, Any]:
 def dispatch(self: Task, partition_key: str) -> dict[str, Any]:
     """Dispatches a run, until no batch of it is left or its queue is full. See `assist.py`."""
     with wiring.task_context(_requested_by(self), _log_progress) as context:
-        return _result(assist.dispatch(context, options.require_partition_key(partition_key)))
+        key = options.require_partition_key(partition_key)
+        return _result(assist.dispatch(context, key, self.request.id))
 
 
 @app.task(name=RECONCILE, bind=True, shared=False, throws=(SchedulerError,))

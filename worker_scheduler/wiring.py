@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from uuid import UUID
+from functools import partial
+from uuid import UUID, uuid4
 
 import structlog
 from kombu.exceptions import KombuError
@@ -52,25 +53,35 @@ def tick_context(requested_by: str, on_progress: Callable[[Report], None]) -> It
 def task_context(requested_by: str, on_progress: Callable[[Report], None]) -> Iterator[TickContext]:
     """As `tick_context`, for a task: it must not wait for workers, since it holds a process of theirs."""
     with tick_context(requested_by, on_progress) as context:
-        yield replace(context, patient=False, pass_on=pass_on)
+        yield replace(context, patient=False, pass_on=partial(pass_on, context.broker))
 
 
 def call_dispatchers(partition_key: str, number: int) -> None:
     """Rings `scheduler.dispatch`. Where that fails the run's own dispatcher does the work, or fails too."""
-    _ring_dispatch(partition_key, "scheduler", number)
+    for _ in range(number):
+        if not _ring_dispatch(partition_key, "scheduler", str(uuid4())):
+            return
 
 
-def pass_on(partition_key: str, queue: str) -> None:
-    """Rings `scheduler.dispatch` behind the jobs that fill the queue; if that fails, reconcile goes on."""
-    _ring_dispatch(partition_key, queue, 1)
+def pass_on(broker: BrokerState, partition_key: str, queue: str) -> None:
+    """Rings `scheduler.dispatch` behind the jobs that fill the queue, unless it is rung there already;
+    if that fails, reconcile goes on.
+    """
+    message_id = str(uuid4())
+    if broker.note_baton(partition_key, message_id) and not _ring_dispatch(
+        partition_key, queue, message_id
+    ):
+        broker.take_baton(partition_key, message_id)
 
 
-def _ring_dispatch(partition_key: str, queue: str, number: int) -> None:
+def _ring_dispatch(partition_key: str, queue: str, message_id: str) -> bool:
+    arguments = {"partition_key": partition_key}
     try:
-        for _ in range(number):
-            app.send_task(DISPATCH, kwargs={"partition_key": partition_key}, queue=queue, retry=False)
+        app.send_task(DISPATCH, kwargs=arguments, queue=queue, task_id=message_id, retry=False)
     except (KombuError, RedisError, OSError) as error:
         log.warning("no dispatchers called", partition_key=partition_key, error=reason_of(error))
+        return False
+    return True
 
 
 def broker_state(settings: Settings) -> BrokerState:

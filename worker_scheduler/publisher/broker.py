@@ -21,6 +21,8 @@ _SAY_OTHERWISE = (
     " ssl_ca_certs=FILE (another CA), ssl_cert_reqs=none (encrypted, not verified)"
 )
 EPOCH_KEY = "worker_scheduler:epoch"
+_BATON_SECONDS = 24 * 3600
+"""After which a run whose baton has vanished may have another; reconcile dispatches it before that."""
 
 
 def redis_client(url: str) -> Redis:
@@ -41,7 +43,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class BrokerState(Protocol):
-    """Looks at the broker; changes nothing but the marker of its own. Raises StoreUnavailable."""
+    """Looks at the broker; changes nothing but markers of its own. Raises StoreUnavailable."""
 
     def epoch(self) -> UUID | None:
         """Names the present life of the broker's data; another id means that the data were lost.
@@ -51,6 +53,12 @@ class BrokerState(Protocol):
 
     def depth(self, queue: str) -> int | None:
         """Messages of the queue that it holds, waiting or unacknowledged; None if unknown."""
+
+    def note_baton(self, partition_key: str, message_id: str) -> bool:
+        """Notes the message, which is still to be sent, as the baton of a run; False if it has one."""
+
+    def take_baton(self, partition_key: str, message_id: str) -> bool:
+        """Whether the message is the baton of its run; the run then has none."""
 
 
 class OpaqueBroker:
@@ -63,6 +71,14 @@ class OpaqueBroker:
     def depth(self, queue: str) -> int | None:
         """Unknown."""
         return None
+
+    def note_baton(self, partition_key: str, message_id: str) -> bool:
+        """There are none: without a depth no queue is ever full."""
+        return False
+
+    def take_baton(self, partition_key: str, message_id: str) -> bool:
+        """There are none."""
+        return False
 
 
 class RedisBroker:
@@ -96,6 +112,29 @@ class RedisBroker:
         except (RedisError, OSError) as error:
             raise unavailable(self._url, error) from error
         return waiting + sum(_routed_to(str(entry)) == queue for entry in unacknowledged)
+
+    def note_baton(self, partition_key: str, message_id: str) -> bool:
+        """One a run, whoever rings it how often."""
+        try:
+            noted = self._client.set(self._baton_key(partition_key), message_id, nx=True, ex=_BATON_SECONDS)
+        except (RedisError, OSError) as error:
+            raise unavailable(self._url, error) from error
+        return bool(noted)
+
+    def take_baton(self, partition_key: str, message_id: str) -> bool:
+        """By the message's id: one that comes twice, after a crash, is a baton only once."""
+        key = self._baton_key(partition_key)
+        try:
+            # Nobody notes another one in between, since this one is noted.
+            is_ours = self._client.get(key) == message_id
+            if is_ours:
+                self._client.delete(key)
+        except (RedisError, OSError) as error:
+            raise unavailable(self._url, error) from error
+        return is_ours
+
+    def _baton_key(self, partition_key: str) -> str:
+        return f"{self._prefix}worker_scheduler:baton:{partition_key}"
 
 
 def _routed_to(entry: str) -> str | None:
