@@ -28,7 +28,7 @@ from worker_scheduler.ledger import tables
 from worker_scheduler.ledger.months import new_run_id, uuid_prefix
 from worker_scheduler.options import DailyOptions
 from worker_scheduler.publisher import JobMessage
-from worker_scheduler.publisher.redis_bulk import MessageTemplate, render_template
+from worker_scheduler.publisher.template import MessageTemplate, render
 from worker_scheduler.settings import load
 
 DAY = date(2026, 11, 23)
@@ -93,7 +93,7 @@ def prepare_floor(batch_size: int) -> Work:
     connection.commit()
     dashed = str(UUID(f"{prefix}00000000"))[:-8]
     jobs = [(f"{dashed}{number:08x}", user_id) for number, (user_id,) in enumerate(user_ids, 1)]
-    template = render_template(app, JobMessage("daily", KEY, TRIGGER, None))
+    template = render(app, JobMessage("daily", KEY, TRIGGER, None))
     pushes = [
         list(_rendered(template, jobs[first : first + PUSH_MESSAGES]))
         for first in range(0, len(jobs), PUSH_MESSAGES)

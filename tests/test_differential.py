@@ -1,23 +1,28 @@
 """Both publishers put the same messages into Redis, field by field, whatever the jobs and options are."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from celery import Celery
+from celery._state import _task_stack
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu import pools
 
 from tests.support.hypotheses import inputs
 from tests.support.messages import Broker, Message
+from worker_scheduler.errors import ConfigurationError
 from worker_scheduler.job_ids import JobIds
 from worker_scheduler.publisher import GroupMessage, JobMessage, Publisher
 from worker_scheduler.publisher.broker import RedisBroker
+from worker_scheduler.publisher.choice import choose
 from worker_scheduler.publisher.group import GroupPublisher
 from worker_scheduler.publisher.redis_bulk import RedisBulkPublisher
+from worker_scheduler.settings import load
 
 pytestmark = pytest.mark.timeout(600)  # 5,000 batches take their time
 
@@ -36,7 +41,8 @@ task_options = st.fixed_dictionaries(
         "time_limit": st.integers(100, 10_000),
         "soft_time_limit": st.integers(1, 100),
         "ignore_result": st.booleans(),
-        "track_started": st.booleans(),
+        "expires": st.just(datetime(2126, 11, 23, tzinfo=UTC)),
+        "delivery_mode": st.sampled_from([1, 2]),
     },
 )
 
@@ -64,22 +70,26 @@ def app(deployed: None) -> Celery:
 def task_with(app: Celery, options: dict[str, Any]) -> Iterator[None]:
     """The task as a deployment may have it, by Celery's `task_annotations`."""
     task = app.tasks["sync_user"]
-    before = {name: getattr(task, name) for name in options}
-    for name, value in options.items():
-        setattr(task, name, value)
+    before = {name: getattr(task, name, None) for name in options}
     try:
+        set_options(task, options)
         yield
     finally:
-        for name, value in before.items():
-            setattr(task, name, value)
+        set_options(task, before)
+
+
+def set_options(task: Any, options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        setattr(task, name, value)
+    task._exec_options = None  # Celery keeps what it has once read of them
 
 
 @contextmanager
-def configured(app: Celery, key_prefix: str, route: dict[str, Any]) -> Iterator[None]:
+def configured(app: Celery, key_prefix: str, task_routes: Any) -> Iterator[None]:
     """The app as a deployment may have it, by `global_keyprefix` and `task_routes`."""
     before = app.conf.broker_transport_options, app.conf.task_routes
     try:
-        set_up(app, {**before[0], "global_keyprefix": key_prefix}, {"sync_user": route})
+        set_up(app, {**before[0], "global_keyprefix": key_prefix}, task_routes)
         yield
     finally:
         set_up(app, *before)
@@ -94,6 +104,19 @@ def set_up(app: Celery, transport_options: dict[str, Any], task_routes: object) 
     app._pool = app.amqp._producer_pool = None
 
 
+@contextmanager
+def within_a_task(app: Celery) -> Iterator[None]:
+    """As `scheduler.daily_tick` publishes; a parent gives Celery's messages what a command does not."""
+    task = app.tasks["scheduler.daily_tick"]
+    task.push_request(id=str(uuid4()), root_id=str(uuid4()), called_directly=False)
+    _task_stack.push(task)
+    try:
+        yield
+    finally:
+        _task_stack.pop()
+        task.pop_request()
+
+
 def published(publisher: Publisher, group_message: GroupMessage, broker: Broker) -> list[dict[str, Any]]:
     """What a worker would take, decoded; the queue is empty afterwards."""
     queue = group_message.message.queue
@@ -106,6 +129,10 @@ def published(publisher: Publisher, group_message: GroupMessage, broker: Broker)
 
 
 def decoded(message: Message) -> dict[str, Any]:
+    """A message's time to live, in milliseconds from when it was published, is only there or not."""
+    properties = message.raw["properties"]
+    if "expiration" in properties:
+        properties["expiration"] = int(properties["expiration"]) > 0
     return {**message.raw, "body": message.body}
 
 
@@ -120,6 +147,7 @@ def decoded(message: Message) -> dict[str, Any]:
     options=task_options,
     prefix=prefixes,
     route=routes,
+    within=st.booleans(),
 )
 def test_both_publishers_say_the_same(
     app: Celery,
@@ -133,6 +161,7 @@ def test_both_publishers_say_the_same(
     options: dict[str, Any],
     prefix: str,
     route: dict[str, Any],
+    within: bool,
 ) -> None:
     there = Broker(broker.url, broker.key_prefix + prefix)
     group_message = GroupMessage(
@@ -141,21 +170,58 @@ def test_both_publishers_say_the_same(
         message=JobMessage(queue, partition_key, triggered_by, backfill_days),
         jobs=JobIds.of((str(job_id), str(user_id)) for job_id, user_id in ids),
     )
-    with task_with(app, options), configured(app, there.key_prefix, route):
+    parent = within_a_task(app) if within else nullcontext()
+    with task_with(app, options), configured(app, there.key_prefix, {"sync_user": route}), parent:
         bulk = RedisBulkPublisher(app, there.url, there.key_prefix)
         group = GroupPublisher(app, RedisBroker(there.url, there.key_prefix))
         expected = published(group, group_message, there)
         assert published(bulk, group_message, there) == expected
     assert [message["headers"]["id"] for message in expected] == [str(job_id) for job_id, _ in ids]
+    for message in expected:  # whoever has published it
+        assert (message["headers"]["root_id"], message["headers"]["parent_id"]) == (
+            message["headers"]["id"],
+            None,
+        )
+        assert ("timelimit" in message["headers"]) == bool({"time_limit", "soft_time_limit"} & {*options})
+        assert ("expires" in message["headers"]) == ("expires" in options)
+
+
+MISFITS: list[tuple[dict[str, Any], Any]] = [
+    ({"compression": "gzip"}, {}),
+    ({"serializer": "yaml"}, {}),
+    ({"priority": 4}, {}),
+    ({}, {"sync_user": {"queue": "daily", "priority": 4}}),
+    ({}, [lambda *_, **__: {"queue": "daily"}]),
+]
+
+
+@pytest.mark.parametrize(("options", "task_routes"), MISFITS)
+def test_what_a_copy_could_not_do_is_an_obstacle(
+    app: Celery, broker: Broker, options: dict[str, Any], task_routes: Any
+) -> None:
+    settings, state = load(), RedisBroker(broker.url, broker.key_prefix)
+    assert choose(app, settings, state).name == "redis-bulk"
+    with task_with(app, options), configured(app, broker.key_prefix, task_routes):
+        choice = choose(app, settings, state)
+        assert (choice.name, type(choice.publisher)) == ("group", GroupPublisher)
+        if not isinstance(task_routes, list):  # what a function will do cannot be seen in one message
+            bulk = RedisBulkPublisher(app, broker.url, broker.key_prefix)
+            with pytest.raises(ConfigurationError, match=r"redis-bulk cannot publish: .*; set PUBLISHER="):
+                bulk.publish([some_group()])
+    assert broker.counts() == {}
+
+
+def some_group() -> GroupMessage:
+    jobs = JobIds.of([(str(uuid4()), str(uuid4()))])
+    message = JobMessage("daily", "daily:2026-11-23", "scheduler.daily", None)
+    return GroupMessage(uuid4(), str(uuid4()), message, jobs)
 
 
 def test_a_time_in_a_message_is_that_of_its_batch(app: Celery, broker: Broker) -> None:
     """A run may last for hours: what its first batch says must not be repeated by its last."""
     bulk = RedisBulkPublisher(app, broker.url, broker.key_prefix)
-    message = JobMessage("daily", "daily:2026-11-23", "scheduler.daily", None)
-    jobs = JobIds.of([(str(uuid4()), str(uuid4()))])
     with task_with(app, {"expires": 3600}):
         for _ in range(2):
-            bulk.publish([GroupMessage(uuid4(), str(uuid4()), message, jobs)])
+            bulk.publish([some_group()])
     first, second = (message.headers["expires"] for message in broker.messages("daily"))
     assert first < second

@@ -3,15 +3,19 @@
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
+from redis import Redis
 
 from tests.support.command_line import Outcome
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker, Message
 from tests.support.proxy import Proxy
 from tests.support.users import make_users
+from worker_scheduler.job_ids import JobIds
+from worker_scheduler.publisher import GroupMessage, JobMessage
+from worker_scheduler.publisher.redis_bulk import RedisBulkPublisher
 
 Scheduler = Callable[..., Outcome]
 
@@ -165,3 +169,29 @@ def test_a_broker_without_batches(
     monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
     report = scheduler("daily", "--json").report
     assert (report["outcome"], report["jobs_enqueued"]) == ("enqueued", 300)
+
+
+@pytest.mark.parametrize("variable", ["CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"])
+def test_a_second_broker_is_refused(
+    scheduler: Scheduler, ledger: Ledger, broker: Broker, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent to one would be looked for in the other."""
+    make_users(ledger.url, 3)
+    monkeypatch.setenv(variable, "redis://:s3cr3t@127.0.0.1:1/0")
+    outcome = scheduler("daily")
+    assert outcome.status == 2
+    assert outcome.error.startswith("CELERY_BROKER_READ_URL and CELERY_BROKER_WRITE_URL: one broker alone")
+    assert (ledger.count(), broker.counts()) == (0, {})
+
+
+def test_a_server_that_has_forgotten_the_script(deployed: None, broker: Broker) -> None:
+    from worker_scheduler import app
+
+    publisher = RedisBulkPublisher(app, broker.url, broker.key_prefix)
+    message = JobMessage("daily", KEY, "scheduler.daily", None)
+    for number in range(2):
+        with Redis.from_url(broker.url) as redis:
+            redis.script_flush()
+        jobs = JobIds.of([(str(uuid4()), str(uuid4())) for _ in range(3)])
+        publisher.publish([GroupMessage(uuid4(), f"marker-{number}", message, jobs)] * 2)
+    assert broker.counts() == {"daily": 6}

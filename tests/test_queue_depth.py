@@ -122,6 +122,16 @@ def test_what_workers_hold_counts(context: TickContext, broker: Broker) -> None:
     assert [context.broker.depth(kind.value) for kind in Kind] == [3, 1]
 
 
+def test_messages_with_a_priority_count(context: TickContext, broker: Broker) -> None:
+    """kombu has a list for each step of it."""
+    from worker_scheduler import app
+
+    for priority in (0, 3, 6, 9):
+        app.send_task("anything", queue="daily", priority=priority)
+    assert broker.counts() == {"daily": 1}
+    assert context.broker.depth("daily") == 4
+
+
 def test_with_nothing_to_send_a_full_queue_stops_nobody(
     context: TickContext, ledger: Ledger, broker: Broker
 ) -> None:

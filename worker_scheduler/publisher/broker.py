@@ -10,6 +10,7 @@ import json
 from typing import Protocol
 from uuid import UUID, uuid4
 
+from kombu.transport.redis import Channel
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -101,17 +102,20 @@ class RedisBroker:
         return UUID(fresh if marker is None else str(marker))
 
     def depth(self, queue: str) -> int | None:
-        """Looks at the list, then at what workers have taken and not acknowledged.
+        """Looks at the lists, then at what workers have taken and not acknowledged.
 
-        In this order: a message moves from the list to `unacked`, so it cannot slip by unseen; but
+        In this order: a message moves from a list to `unacked`, so it cannot slip by unseen; but
         for the moment in which the worker has popped it and not yet noted it.
         """
         try:
-            waiting = int(self._client.llen(f"{self._prefix}{queue}"))
-            unacknowledged = self._client.hvals(f"{self._prefix}unacked")
+            with self._client.pipeline(transaction=False) as pipeline:
+                for name in _lists_of(queue):
+                    pipeline.llen(f"{self._prefix}{name}")
+                pipeline.hvals(f"{self._prefix}unacked")
+                *waiting, unacknowledged = pipeline.execute()
         except (RedisError, OSError) as error:
             raise unavailable(self._url, error) from error
-        return waiting + sum(_routed_to(str(entry)) == queue for entry in unacknowledged)
+        return sum(map(int, waiting)) + sum(_routed_to(str(entry)) == queue for entry in unacknowledged)
 
     def note_baton(self, partition_key: str, message_id: str) -> bool:
         """One a run, whoever rings it how often."""
@@ -135,6 +139,11 @@ class RedisBroker:
 
     def _baton_key(self, partition_key: str) -> str:
         return f"{self._prefix}worker_scheduler:baton:{partition_key}"
+
+
+def _lists_of(queue: str) -> list[str]:
+    """kombu has a list for each step of a priority; without priorities, only the first is used."""
+    return [queue, *(f"{queue}{Channel.sep}{step}" for step in Channel.priority_steps[1:])]
 
 
 def _routed_to(entry: str) -> str | None:

@@ -8,7 +8,7 @@ from celery import Celery
 from celery.signals import after_task_publish, before_task_publish
 
 from worker_scheduler.errors import ConfigurationError
-from worker_scheduler.publisher import Publisher
+from worker_scheduler.publisher import Publisher, template
 from worker_scheduler.publisher.broker import BrokerState
 from worker_scheduler.publisher.group import GroupPublisher
 from worker_scheduler.publisher.redis_bulk import RedisBulkPublisher
@@ -26,6 +26,11 @@ class Choice:
 
 def choose(app: Celery, settings: Settings, broker: BrokerState) -> Choice:
     """By PUBLISHER. Raises ConfigurationError where redis-bulk is wanted and does not fit."""
+    if {app.conf.broker_read_url, app.conf.broker_write_url} != {app.conf.broker_url}:
+        # Whoever looks for lost messages must look where they were sent, and where workers take them.
+        raise ConfigurationError(
+            ["CELERY_BROKER_READ_URL and CELERY_BROKER_WRITE_URL: one broker alone, by CELERY_BROKER_URL"]
+        )
     obstacles = _obstacles(app, settings)
     if settings.publisher == "redis-bulk" and obstacles:
         raise ConfigurationError([f"PUBLISHER=redis-bulk does not fit: {obstacles[0]}; leave it at auto"])
@@ -53,4 +58,10 @@ def _obstacles(app: Celery, settings: Settings) -> list[str]:
             before_task_publish.receivers or after_task_publish.receivers
         ),
     }
-    return [reason for reason, applies in checks.items() if applies]
+    return [reason for reason, applies in checks.items() if applies] or _of_messages(app)
+
+
+def _of_messages(app: Celery) -> list[str]:
+    """What routes and the task's own options add to these."""
+    reason = template.obstacle(app)
+    return [] if reason is None else [reason]

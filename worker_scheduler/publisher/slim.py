@@ -1,5 +1,6 @@
 """Makes the messages of `sync_user` small: leaves out what a stock worker assumes by itself.
 
+Each job is its own root, whoever publishes it: the command, a tick on a worker, or reconcile.
 Only values that say nothing go: a header, or an entry of the body's third part, that has its default.
 What a deployment sets (a time limit, an expiry, a link) stays. Other tasks are left as Celery makes
 them. What remains is what Celery's protocol 2 does not call optional:
@@ -39,10 +40,11 @@ class SlimMessages(AMQP):  # type: ignore[misc] # Celery has no types
         message = super().as_task_v2(task_id, name, *args, **options)
         if name != SYNC_USER:
             return message
+        defaults = {**_DEFAULTS, "ignore_result": self.app.conf.task_ignore_result or None}
         headers = {
             key: value
-            for key, value in message.headers.items()
-            if key not in _FOR_READERS and not (key in _DEFAULTS and _DEFAULTS[key] == value)
+            for key, value in {**message.headers, "root_id": task_id, "parent_id": None}.items()
+            if key not in _FOR_READERS and not (key in defaults and value in (None, defaults[key]))
         }
         # No result is sent anywhere, so nobody waits at `reply_to`.
         properties = {key: value for key, value in message.properties.items() if key != "reply_to"}
