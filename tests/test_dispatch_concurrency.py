@@ -1,13 +1,13 @@
 """DISPATCH_CONCURRENCY: several dispatchers of one run at once, each a `scheduler.dispatch` task."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -26,6 +26,7 @@ from worker_scheduler.ledger.runs import NewRun
 from worker_scheduler.ledger.tables import Kind
 from worker_scheduler.options import DailyOptions, parse_daily, require_partition_key
 from worker_scheduler.planner import Planner
+from worker_scheduler.publisher import GroupMessage
 from worker_scheduler.report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,6 +137,41 @@ def test_a_batch_of_a_dispatcher_that_died_is_dispatched_by_the_tick(
         report = tick.daily(dying, options)
     assert (report.outcome, report.jobs_enqueued) == ("enqueued", USERS)
     assert broker.count("daily") == USERS
+
+
+class Overtaken:
+    """A publisher whose first batches another dispatcher takes over, just after they were published."""
+
+    repeatable = True
+
+    def __init__(self, context: TickContext, overtake: Callable[[], object]) -> None:
+        self._context = context
+        self._overtake: Callable[[], object] | None = overtake
+
+    def publish(self, groups: Sequence[GroupMessage]) -> list[UUID | None]:
+        epochs = self._context.publisher.publish(groups)
+        overtake, self._overtake = self._overtake, None
+        if overtake is not None:
+            overtake()
+        return epochs
+
+
+def test_a_batch_that_was_taken_over_is_counted_once(
+    deployed: None, ledger: Ledger, broker: Broker, options: DailyOptions
+) -> None:
+    make_users(ledger.url, 25)
+    clock = HandedClock()
+    others: list[Report] = []
+
+    def overtake() -> None:
+        clock.forward(timedelta(seconds=45))
+        others.append(assisted(context))
+
+    with context_at(clock) as context:
+        slow = replace(context, publisher=Overtaken(context, overtake))
+        report = tick.daily(slow, options)
+    assert sum(one.jobs_enqueued for one in [report, *others]) == broker.count("daily") == 25
+    assert others[0].jobs_enqueued > 0
 
 
 def assisted(context: TickContext) -> Report:

@@ -40,7 +40,7 @@ def dispatch(context: TickContext, partition_key: str, message_id: str) -> Repor
         if context.broker.take_baton(partition_key, message_id):
             # Of whatever room there is: workers have drained the queue as far as to this message. Where
             # batons and jobs in hand are all that fills the queue, nobody else would ever find room.
-            for jobs in dispatcher.send_next(run):
+            for jobs in dispatcher.send_next(run) or ():
                 _count(context, report, jobs)
         _until_none_is_left(context, dispatcher, run, report)
         report.outcome = "enqueued" if report.jobs_enqueued else "nothing_to_do"

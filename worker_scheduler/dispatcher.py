@@ -63,15 +63,18 @@ class Dispatcher:
         self.out_of_room = False
         while self._pause_between_batches(run) and self._wait_for_room(run):
             sent = self.send_next(run)
-            if not sent:
+            if sent is None:
                 return
             yield from sent
 
-    def send_next(self, run: Run) -> list[int]:
-        """Sends the first unsent batches that are free, without a look at the queue; the jobs of each."""
+    def send_next(self, run: Run) -> list[int] | None:
+        """Sends the first unsent batches that are free, without a look at the queue; the jobs of each.
+
+        None where no batch is free.
+        """
         claimed = self._claim(run)
         if not claimed:
-            return []
+            return None
         sent = self._send(run, claimed)
         self._sent_before = True
         return sent
@@ -150,10 +153,11 @@ class Dispatcher:
         except BaseException:  # Ctrl-C, too: the next tick need not wait for the lease
             self._give_back(claimed)
             raise
-        self._mark_enqueued(run, claimed, epochs)
-        return [len(batch.jobs) for batch in claimed]
+        ours = self._mark_enqueued(run, claimed, epochs)
+        return [len(batch.jobs) for batch in claimed if batch.number in ours]
 
-    def _mark_enqueued(self, run: Run, claimed: list[ClaimedBatch], epochs: list[UUID | None]) -> None:
+    def _mark_enqueued(self, run: Run, claimed: list[ClaimedBatch], epochs: list[UUID | None]) -> set[int]:
+        """The numbers of those that were still ours; whoever took another one over counts it."""
         with self.database.autocommit() as connection:
             ours = batches.mark_enqueued(
                 connection, claimed, self.identity, broker_epochs=epochs, now=self.clock()
@@ -165,6 +169,7 @@ class Dispatcher:
                     partition_key=run.partition_key,
                     batch=batch.number,
                 )
+        return ours
 
     def _give_back(self, claimed: list[ClaimedBatch]) -> None:
         try:

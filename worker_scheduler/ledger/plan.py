@@ -82,15 +82,13 @@ _INSERT_CHUNK = """
         {on_conflict}
     ), planned AS (
         {planned}
-    ), slices AS (
-        SELECT (n - 1) / :batch_size AS slice, min(n) AS lowest, max(n) AS highest, count(*) AS jobs
-        FROM planned GROUP BY 1
     ), batched AS (
         INSERT INTO sync_batches (run_id, number, first_user_id, last_user_id,
                                   first_job_id, last_job_id, jobs, group_id)
-        SELECT :run_id, :first_number + slice, f.user_id, l.user_id, f.job_id, l.job_id, s.jobs,
-               gen_random_uuid()
-        FROM slices s JOIN planned f ON f.n = lowest JOIN planned l ON l.n = highest
+        SELECT :run_id, :first_number + (f.n - 1) / :batch_size, f.user_id, l.user_id,
+               f.job_id, l.job_id, l.n - f.n + 1, gen_random_uuid()
+        FROM planned f JOIN planned l ON l.n = least(f.n + :batch_size - 1, (SELECT count(*) FROM planned))
+        WHERE (f.n - 1) % :batch_size = 0
         RETURNING jobs
     )
     SELECT (SELECT count(*) FROM page) AS users,
