@@ -17,7 +17,7 @@ from tests.support.messages import Broker
 from tests.support.processes import Process, started
 from tests.support.users import make_users, user_id
 from tests.support.waiting import wait_until
-from worker_scheduler.cli import application
+from worker_scheduler.cli import application, check
 from worker_scheduler.ledger.schema import newest_version
 
 Scheduler = Callable[..., Outcome]
@@ -231,6 +231,36 @@ class TestCheck:
         assert len(faults) == 2
         assert "scheduler migrate" in faults[0]
         assert "USERS_RELATION" in faults[1]
+
+    @pytest.mark.parametrize(
+        ("info", "status", "said"),
+        [
+            ({"redis_version": "6.2.19"}, 2, "Redis 6.2.19 is too old"),
+            ({"redis_version": "7.0.0"}, 0, "Redis 7.0.0 answers"),
+            ({"redis_version": "10.0.1"}, 0, "Redis 10.0.1 answers"),
+            ({"redis_version": "7.2.4", "valkey_version": "9.1.2"}, 0, "Valkey 9.1.2 answers"),
+            ({"redis_version": "7.2.4", "valkey_version": "7.2.5"}, 0, "Valkey 7.2.5 answers"),
+            ({"redis_version": "unstable"}, 0, "Redis unstable answers"),
+        ],
+    )
+    def test_a_redis_that_lacks_commands(self, info: dict[str, str], status: int, said: str) -> None:
+        found = check.redis_version("Redis", info)
+        assert (found.status, found.text[: len(said)]) == (status, said)
+        if status:
+            assert "Redis 7.0 or newer, or Valkey, is needed" in found.text
+
+    def test_an_old_redis_is_a_fault(
+        self, scheduler: Scheduler, ledger: Ledger, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where another Redis is the broker; either is asked."""
+        make_users(ledger.url, 1)
+        monkeypatch.setenv("CELERY_BROKER_URL", redis_url)
+        monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+        monkeypatch.setattr(Redis, "info", lambda _: {"redis_version": "6.2.19"})
+        outcome = scheduler("check")
+        assert outcome.status == 2
+        faults = [line for line in outcome.stdout.splitlines() if line.startswith("FAULT")]
+        assert [fault.split(": ")[0] for fault in faults] == ["FAULT Redis", "FAULT broker's Redis"]
 
     def test_an_eviction_policy_that_loses_messages(
         self, scheduler: Scheduler, ledger: Ledger, redis_url: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from worker_scheduler.redaction import show_url
 from worker_scheduler.settings import Settings, load
 
 _OLDEST_POSTGRES = 15
+_OLDEST_REDIS = 7
+"""SET with both NX and GET, by which a tick knows the broker's data again; Valkey has always had it."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,24 @@ def _redis(part: str, url: str) -> Iterator[Finding]:
         return
     finally:
         client.close()
-    name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
-    yield Finding(part, f"{name} {info.get('valkey_version') or info['redis_version']} answers")
+    yield redis_version(part, info)
     yield _eviction(f"{part} eviction", str(info.get("maxmemory_policy", "")))
+
+
+def redis_version(part: str, info: Mapping[str, object]) -> Finding:
+    """Whether the server that says this by INFO knows every command of a tick."""
+    if "valkey_version" in info:
+        return Finding(part, f"Valkey {info['valkey_version']} answers")
+    version = str(info.get("redis_version", ""))
+    major = version.partition(".")[0]
+    if major.isdecimal() and int(major) < _OLDEST_REDIS:
+        return Finding(
+            part,
+            f"Redis {version} is too old, no tick could work: Redis {_OLDEST_REDIS}.0 or newer, or Valkey,"
+            " is needed; upgrade it",
+            ConfigurationError.exit_status,
+        )
+    return Finding(part, f"Redis {version} answers")
 
 
 def _eviction(part: str, policy: str) -> Finding:
