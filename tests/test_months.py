@@ -1,8 +1,10 @@
 """Jobs by months: which one a run and its jobs are in, how a month is made, and how months are pruned."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from threading import Event, Thread
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -18,8 +20,8 @@ from tests.support.older_scheduler import OLDER_SCHEDULERS
 from tests.support.users import make_users
 from worker_scheduler import pruner, reconciler, tick
 from worker_scheduler.context import TickContext
-from worker_scheduler.errors import Refused
-from worker_scheduler.ledger import jobs, months, schema
+from worker_scheduler.errors import Refused, StoreUnavailable
+from worker_scheduler.ledger import jobs, months, runs, schema
 from worker_scheduler.ledger.database import Database
 from worker_scheduler.ledger.tables import JobStatus, Kind
 from worker_scheduler.options import DailyOptions
@@ -180,6 +182,114 @@ def test_where_a_month_cannot_be_made_jobs_are_planned_all_the_same(
     assert ledger.states() == {"COMPLETED": 4}
 
 
+@pytest.fixture
+def backup(ledger: Ledger) -> Iterator[psycopg.Connection]:
+    """Somebody who has looked at every partition, and whose transaction goes on."""
+    with psycopg.connect(ledger.url) as connection:
+        connection.execute("SELECT count(*) FROM sync_jobs")
+        yield connection
+
+
+@pytest.mark.parametrize(
+    ("now", "is_near"),
+    [(MARCH_ENDS - timedelta(days=3) - INSTANT, False), (MARCH_ENDS - timedelta(days=3), True)],
+)
+def test_the_next_month_waits_for_a_long_reader_until_it_is_near(
+    now: datetime,
+    is_near: bool,
+    context: TickContext,
+    ledger: Ledger,
+    clock: HandedClock,
+    backup: psycopg.Connection,
+) -> None:
+    clock.now = now
+    if is_near:
+        with pytest.raises(
+            StoreUnavailable, match=r"sync_jobs_2026_04 cannot be made.*end that transaction"
+        ):
+            reconciler.next_month(context)
+    else:
+        assert reconciler.next_month(context) == 0
+    assert ledger.value("SELECT to_regclass('sync_jobs_2026_04')") is None
+    backup.rollback()
+    assert reconciler.next_month(context) == 1
+
+
+def test_claims_hardly_wait_for_a_month_that_cannot_be_made(
+    context: TickContext, ledger: Ledger, clock: HandedClock, backup: psycopg.Connection
+) -> None:
+    """They lock all partitions, and so queue up behind who waits for one: for 0.2 s, not for 5."""
+    make_users(ledger.url, 3)
+    run_day(context, clock, NOON)
+    backup.execute("SELECT count(*) FROM sync_jobs")
+    clock.now = NOON.replace(year=2031)
+    longest, ended, failures = [0.0], Event(), list[BaseException]()
+
+    def claim_all_the_time() -> None:
+        try:
+            with psycopg.connect(ledger.url, autocommit=True) as connection:
+                while not ended.is_set():
+                    began = monotonic()
+                    connection.execute(
+                        "UPDATE sync_jobs SET attempt = attempt WHERE job_id = gen_random_uuid()"
+                    )
+                    longest[0] = max(longest[0], monotonic() - began)
+        except BaseException as error:  # noqa: BLE001 - a thread's error must not be lost
+            failures.append(error)
+
+    user = Thread(target=claim_all_the_time)
+    user.start()
+    try:
+        assert reconciler.next_month(context) == 0
+    finally:
+        ended.set()
+        user.join(60)
+    assert failures == []
+    assert longest[0] < 2  # a fraction of it, on a machine that is not busy
+
+
+def test_a_tick_whose_month_cannot_be_made_uses_the_default_partition(
+    context: TickContext, ledger: Ledger, clock: HandedClock, broker: Broker, backup: psycopg.Connection
+) -> None:
+    """And so does the rest of its month; the month after has its own, and prune takes the run by itself."""
+    make_users(ledger.url, 3)
+    at = datetime(2031, 3, 5, tzinfo=UTC)
+    assert run_day(context, clock, at).jobs_enqueued == 3
+    assert broker.count("daily") == 3
+    backup.rollback()
+    assert run_day(context, clock, at + timedelta(days=1)).jobs_enqueued == 3
+    assert places(ledger) == {"sync_jobs_monthless": 6}
+    assert reconciler.next_month(context) == 1
+    finish_all(context, ledger, clock)
+    assert ledger.states() == {"COMPLETED": 6}
+    ended = clock()
+    clock.forward(timedelta(days=31))
+    assert run_day(context, clock, clock()).jobs_enqueued == 3
+    assert places(ledger) == {"sync_jobs_monthless": 6, "sync_jobs_2031_04": 3}
+    pruned = pruner.prune(context.database, ended + DAYS, DAYS, dry_run=False)
+    assert (pruned.runs, pruned.jobs) == (2, 6)
+    assert places(ledger) == {"sync_jobs_2031_04": 3}
+
+
+def test_a_tick_that_may_wait_a_moment_gets_its_month(
+    context: TickContext, ledger: Ledger, clock: HandedClock, backup: psycopg.Connection
+) -> None:
+    make_users(ledger.url, 3)
+    context = replace(context, pause=lambda _: backup.rollback())
+    assert run_day(context, clock, datetime(2031, 3, 5, tzinfo=UTC)).jobs_enqueued == 3
+    assert places(ledger) == {"sync_jobs_2031_03": 3}
+
+
+def test_who_finds_the_month_in_the_default_partition_asks_for_no_lock(
+    context: TickContext, ledger: Ledger, clock: HandedClock, backup: psycopg.Connection
+) -> None:
+    make_users(ledger.url, 1)
+    at = datetime(2031, 3, 5, tzinfo=UTC)
+    run_day(context, clock, at)
+    with context.database.autocommit() as connection:
+        assert months.ensure(connection, months.new_run_id(at)) is False
+
+
 # --- prune ------------------------------------------------------------------------------------------
 
 
@@ -293,6 +403,36 @@ def test_a_month_goes_while_the_table_is_in_use(
         thread.join(60)
     assert done.months == ["sync_jobs_2026_03"]
     assert failures == []
+
+
+@pytest.mark.usefixtures("march")
+def test_a_missed_day_of_a_month_that_was_dropped_can_still_be_run(
+    context: TickContext, ledger: Ledger, clock: HandedClock
+) -> None:
+    """Its run is of that month, which is not made again; the default partition takes its jobs."""
+    with context.database.autocommit() as connection:
+        assert runs.record_missed(
+            connection,
+            run_id=months.new_run_id(MARCH_ENDS - INSTANT),
+            partition_key="daily:2026-03-20",
+            triggered_by="scheduler.daily",
+            requested_by="test",
+            slot=MARCH_ENDS - timedelta(days=12),
+            now=MARCH_ENDS - INSTANT,
+        )
+    pruned = pruner.prune(context.database, MARCH_ENDS + DAYS, DAYS, dry_run=False)
+    assert pruned.months == ["sync_jobs_2026_03"]
+    clock.now = MARCH_ENDS + DAYS
+    report = tick.daily(context, DailyOptions(date=date(2026, 3, 20)))
+    assert (report.jobs_inserted, report.jobs_enqueued) == (5, 5)
+    assert places(ledger) == {"sync_jobs_monthless": 5, "sync_jobs_2026_04": 5}
+    finish_all(context, ledger, clock)
+    assert ledger.states() == {"COMPLETED": 10}
+    # As long as any other run it stays, from its end on.
+    assert pruner.prune(context.database, clock() + DAYS - INSTANT, DAYS, dry_run=False).jobs == 5
+    assert places(ledger) == {"sync_jobs_monthless": 5}
+    pruned = pruner.prune(context.database, clock() + DAYS, DAYS, dry_run=False)
+    assert (pruned.months, pruned.runs, pruned.jobs) == ([], 1, 5)
 
 
 @pytest.mark.usefixtures("march")

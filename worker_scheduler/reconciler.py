@@ -19,7 +19,7 @@ import structlog
 
 from worker_scheduler import catch_up, fan_out, tick
 from worker_scheduler.context import TickContext, to_nobody
-from worker_scheduler.errors import SchedulerError
+from worker_scheduler.errors import SchedulerError, StoreUnavailable
 from worker_scheduler.job_ids import JobIds
 from worker_scheduler.ledger import batches, locks, months, rescue, runs, schema
 from worker_scheduler.ledger.rescue import DueJob
@@ -35,6 +35,9 @@ _SECOND_LOOK_SECONDS = 1.0
 """Between a worker's pop and its note in `unacked` a message is nowhere; far less than this."""
 
 _JOBS_AT_ONCE = 1000
+
+_MONTH_IS_NEAR = timedelta(days=3)
+"""Until then a month that could not be made can wait for a later pass."""
 
 
 @dataclass
@@ -162,9 +165,21 @@ def finished_runs(context: TickContext) -> int:
 
 
 def next_month(context: TickContext) -> int:
-    """The partition of the month to come is made ahead, so that no tick waits for it."""
+    """The partition of the month to come is made ahead, so that no tick waits for it.
+
+    While somebody reads the table for long, as a backup does, each pass tries but for a moment. Raises
+    StoreUnavailable where that has gone on until the month is about to begin.
+    """
+    now = context.clock()
     with context.database.autocommit() as connection:
-        return int(months.ensure_next(connection, context.clock()))
+        made = months.ensure_next(connection, now)
+    month = months.next_month(now)
+    if made is None and months.begin_of(month) - now <= _MONTH_IS_NEAR:
+        raise StoreUnavailable(
+            f"{months.partition_name(month)} cannot be made: somebody has been using sync_jobs_monthless at"
+            " each try; end that transaction, else the month's jobs go there"
+        )
+    return int(made is True)
 
 
 # The quick ones first: the last but one may publish for minutes.

@@ -11,6 +11,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
+from uuid import UUID
+
+import structlog
 
 from worker_scheduler import fan_out, lock, slots, users
 from worker_scheduler.context import TickContext
@@ -24,7 +27,13 @@ from worker_scheduler.report import Report
 from worker_scheduler.slots import Slot
 from worker_scheduler.users import Selection
 
+log = structlog.get_logger(__name__)
+
 _Value = TypeVar("_Value")
+
+_TRIES_AT_A_MONTH = 5
+_BETWEEN_TRIES_SECONDS = 1.0
+"""Claims that have queued up behind a try come through meanwhile."""
 
 DAILY_TRIGGER = "scheduler.daily"
 BACKFILL_TRIGGER = "scheduler.backfill"
@@ -177,11 +186,13 @@ def _lock(context: TickContext, request: _Request) -> AbstractContextManager[Non
 
 def _open(context: TickContext, request: _Request, selection: Selection) -> Run:
     now: datetime = context.clock()
+    run_id = months.new_run_id(now)
+    _make_month(context, run_id)
     with context.database.transaction() as connection:
         run = runs.open_run(
             connection,
             NewRun(
-                run_id=months.new_run_id(now),
+                run_id=run_id,
                 partition_key=request.partition_key,
                 kind=request.kind,
                 triggered_by=request.triggered_by,
@@ -197,6 +208,20 @@ def _open(context: TickContext, request: _Request, selection: Selection) -> Run:
         _refuse_another_runs_key(context, request)
         raise Refused(f"partition {request.partition_key} belongs to another run")
     return run
+
+
+def _make_month(context: TickContext, run_id: UUID) -> None:
+    """The partition of the run's month, which reconcile has made ahead, mostly.
+
+    Where it cannot be made, the default partition takes the jobs: a day must not fail for a backup's sake.
+    """
+    for attempt in range(_TRIES_AT_A_MONTH):
+        if attempt:
+            context.pause(_BETWEEN_TRIES_SECONDS)
+        with context.database.autocommit() as connection:
+            if months.ensure(connection, run_id) is not None:
+                return
+    log.warning("no partition for this month, its jobs go to sync_jobs_monthless", run_id=str(run_id))
 
 
 def resume(context: TickContext, run: Run) -> Report:

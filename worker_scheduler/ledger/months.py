@@ -43,10 +43,14 @@ def month_of(identity: UUID) -> date | None:
     return datetime.fromtimestamp((identity.int >> 80) / 1000, UTC).date().replace(day=1)
 
 
+def begin_of(month: date) -> datetime:
+    """When it begins, in UTC."""
+    return datetime(month.year, month.month, 1, tzinfo=UTC)
+
+
 def end_of(month: date) -> datetime:
     """When the following month begins, in UTC."""
-    following = (month + timedelta(days=31)).replace(day=1)
-    return datetime(following.year, following.month, 1, tzinfo=UTC)
+    return begin_of((month + timedelta(days=31)).replace(day=1))
 
 
 def within(month: date | None, now: datetime) -> datetime:
@@ -56,8 +60,7 @@ def within(month: date | None, now: datetime) -> datetime:
 
 def run_ids_of(month: date) -> tuple[UUID, UUID]:
     """The range of the month's runs: the first possible id, and the first one after it."""
-    begin = datetime(month.year, month.month, 1, tzinfo=UTC)
-    return _least_id(begin), _least_id(end_of(month))
+    return _least_id(begin_of(month)), _least_id(end_of(month))
 
 
 def partition_name(month: date) -> str:
@@ -65,25 +68,32 @@ def partition_name(month: date) -> str:
     return f"sync_jobs_{month:%Y_%m}"
 
 
-def ensure(connection: Connection, run_id: UUID) -> bool:
-    """Makes the partition of the run's month where it is missing; others go on with the rest meanwhile.
+def ensure(connection: Connection, run_id: UUID) -> bool | None:
+    """Makes the partition of the run's month where it is missing; says whether it made one.
 
-    Says whether it made one. Where the table is not divided, it does nothing. Raises, by `database.py`,
-    StoreUnavailable where the default partition is not free for a moment within 5 s.
+    None: not yet, since somebody has used the default partition for longer than 0.2 s; nobody waits longer
+    behind this. False also where none can be: the table is not divided, or the default partition has jobs
+    of that month. Attaching reads the default partition while nobody else can: docs/scale.md has the cost.
     """
     month = month_of(run_id)
-    return month is not None and _ensure(connection, month)
+    return False if month is None else _ensure(connection, month)
 
 
-def ensure_next(connection: Connection, now: datetime) -> bool:
+def ensure_next(connection: Connection, now: datetime) -> bool | None:
     """The same for the month that follows, so that its first tick finds it made."""
-    return _ensure(connection, end_of(now.astimezone(UTC).date().replace(day=1)).date())
+    return _ensure(connection, next_month(now))
 
 
-def _ensure(connection: Connection, month: date) -> bool:
+def next_month(now: datetime) -> date:
+    """The first day of the month that follows, in UTC."""
+    return end_of(now.astimezone(UTC).date().replace(day=1)).date()
+
+
+def _ensure(connection: Connection, month: date) -> bool | None:
     first, following = run_ids_of(month)
     parameters = {"name": partition_name(month), "first_run_id": first, "next_run_id": following}
-    return bool(connection.execute(_ADD, parameters).scalar_one())
+    made: bool | None = connection.execute(_ADD, parameters).scalar_one()
+    return made
 
 
 def _least_id(at: datetime) -> UUID:

@@ -9,7 +9,6 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from worker_scheduler.ledger import months
 from worker_scheduler.ledger.tables import Kind, RunState
 
 
@@ -197,7 +196,6 @@ def open_run(connection: Connection, new: NewRun, now: datetime, leased_until: d
     """Makes the partition's run, or opens it again; None where the key belongs to another run, or the
     run's jobs have been pruned.
     """
-    months.ensure(connection, new.run_id)
     row = connection.execute(
         _OPEN,
         {

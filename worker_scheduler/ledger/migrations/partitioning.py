@@ -1,7 +1,8 @@
 """Divides `sync_jobs` by the months of its runs; writes no row anew. It decides where it may not.
 
 `months.py` says how a run's id names a month. The table of before becomes the default partition: for the
-rows that it holds, for an older scheduler's, and for what fits into no month.
+rows that it holds, for an older scheduler's, and for what fits into no month or came before its month
+could be made.
 """
 
 from __future__ import annotations
@@ -87,16 +88,22 @@ END $$
 """
 
 # Ticks call it, by a role that may not change tables; so it runs as its owner, and does this alone.
-# A table of its own is made first and then attached: that lets others go on with the rest, where
-# CREATE TABLE … PARTITION OF would wait for all of them, and they for it. Its key is its own, since a
-# key of the whole would have to have the run's id in it.
+# A table of its own is made first and then attached: that waits for those who use the default partition
+# alone, where CREATE TABLE … PARTITION OF would wait for everybody. Others wait behind it, whichever month
+# they want, since a plan that is kept locks all partitions: so it waits but shortly. Its key is its own,
+# since a key of the whole would have to have the run's id in it.
 ADD_MONTH = """
 CREATE FUNCTION sync_jobs_add_month(name text, first_run_id uuid, next_run_id uuid)
     RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = {schema}, pg_temp SET lock_timeout = '5s' AS $$
+    SET search_path = {schema}, pg_temp SET lock_timeout = '200ms' AS $$
 BEGIN
     IF to_regclass(name) IS NOT NULL OR name !~ '^sync_jobs_[0-9]{4}_[0-9]{2}$'
         OR NOT EXISTS (SELECT FROM pg_class WHERE oid = 'sync_jobs'::regclass AND relkind = 'p') THEN
+        RETURN false;
+    END IF;
+    -- By the index, and without a lock that anybody waits for: attaching would read the whole default
+    -- partition only to find this.
+    IF EXISTS (SELECT FROM sync_jobs_monthless WHERE run_id >= first_run_id AND run_id < next_run_id) THEN
         RETURN false;
     END IF;
     PERFORM pg_advisory_xact_lock(x'7761766500'::bigint);
@@ -110,11 +117,12 @@ BEGIN
     EXECUTE format('ALTER TABLE sync_jobs ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
         name, first_run_id, next_run_id);
     RETURN true;
-EXCEPTION WHEN check_violation THEN
-    -- The default partition has a run of that month, by a random id of an earlier version: it is the
-    -- month's place then.
-    RAISE WARNING 'no partition %', name;
-    RETURN false;
+EXCEPTION
+    WHEN check_violation THEN
+        -- A run of that month has come into the default partition since we looked: it is the month's place.
+        RETURN false;
+    WHEN lock_not_available THEN
+        RETURN NULL;
 END $$
 """
 
