@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,7 @@ import pytest
 from alembic import command
 
 from tests.support.command_line import Outcome
-from tests.support.contexts import INSTANT, NOON, HandedClock, context_at
+from tests.support.contexts import INSTANT, NOON, HandedClock, at_once, context_at
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
 from tests.support.older_scheduler import OLDER_SCHEDULERS
@@ -403,6 +403,24 @@ def test_a_month_goes_while_the_table_is_in_use(
         thread.join(60)
     assert done.months == ["sync_jobs_2026_03"]
     assert failures == []
+
+
+@pytest.mark.usefixtures("march")
+def test_two_prunes_at_once(context: TickContext, ledger: Ledger) -> None:
+    """Each month is dropped, and counted, by one of them."""
+    with psycopg.connect(
+        ledger.url
+    ) as reader:  # so that both have seen the months when one drops the first
+        reader.execute("SELECT count(*) FROM sync_jobs")
+        release = Timer(1.5, reader.rollback)
+        release.start()
+        now = MARCH_ENDS + timedelta(days=60) + DAYS
+        done = at_once(context, 2, lambda own: pruner.prune(own.database, now, DAYS, dry_run=False))
+        release.join()
+    dropped = [name for pruned in done for name in pruned.months]
+    assert sorted(dropped) == ["sync_jobs_2026_03", "sync_jobs_2026_04"]
+    assert (sum(pruned.runs for pruned in done), sum(pruned.jobs for pruned in done)) == (3, 15)
+    assert places(ledger) == {}
 
 
 @pytest.mark.usefixtures("march")

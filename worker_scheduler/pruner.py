@@ -42,7 +42,8 @@ class Pruned:
 def prune(database: Database, now: datetime, older_than: timedelta, *, dry_run: bool) -> Pruned:
     """Takes out every run that ended, and every month that ended, `older_than` ago or earlier.
 
-    Raises StoreUnavailable where the table was never free for a moment; what is done stays done.
+    Several may do so at once: each month is one's work. Raises StoreUnavailable where the table was never
+    free for a moment; what is done stays done.
     """
     result = Pruned()
     cutoff = now - older_than
@@ -62,6 +63,8 @@ def _prune_month(
     name = months.partition_name(month)
     with database.transaction() as connection:
         found = prune_sql.lock_runs(connection, month, cutoff)
+        if found is None:
+            return
         if found.unfinished is None and not dry_run:
             prune_sql.drop(connection, month, now)
     if found.unfinished is not None:

@@ -25,6 +25,10 @@ _PARTITIONS = text(
 # Dropping waits for everybody who uses the table, and others wait behind it: so it waits but shortly.
 _SHORT_WAIT = text("SET LOCAL lock_timeout = '1s'")
 
+# One prune at a time at a month; any number of our own. It ends with the transaction, so it is safe behind
+# PgBouncer.
+_ALONE = text("SELECT pg_advisory_xact_lock(x'7761766501'::bigint)")
+
 _RUNS_OF = text(
     """
     SELECT partition_key, state, jobs, finished_at FROM sync_runs
@@ -97,9 +101,14 @@ def partitions(connection: Connection) -> list[date]:
     return [date(int(match[1]), int(match[2]), 1) for match in found if match]
 
 
-def lock_runs(connection: Connection, month: date, cutoff: datetime) -> MonthRuns:
-    """The month's runs, which nobody can open again before the transaction ends."""
+def lock_runs(connection: Connection, month: date, cutoff: datetime) -> MonthRuns | None:
+    """The month's runs, which nobody can open again before the transaction ends; None where another prune
+    has dropped the month meanwhile.
+    """
     connection.execute(_SHORT_WAIT)
+    connection.execute(_ALONE)
+    if month not in partitions(connection):
+        return None
     rows = connection.execute(_RUNS_OF, _range(month)).all()
     unfinished = [
         row.partition_key
@@ -117,8 +126,9 @@ def drop(connection: Connection, month: date, now: datetime) -> None:
 
 def monthless_runs(connection: Connection, cutoff: datetime) -> Sequence[MonthlessRun]:
     """Runs that ended before `cutoff`, still have rows, and are of no month that has a partition."""
-    rows = connection.execute(_MONTHLESS_RUNS, {"cutoff": cutoff})
+    # Months first: the runs of one that is dropped by another prune in between are pruned by then.
     divided = set(partitions(connection))
+    rows = connection.execute(_MONTHLESS_RUNS, {"cutoff": cutoff})
     return [MonthlessRun(**row._mapping) for row in rows if month_of(row.run_id) not in divided]
 
 
