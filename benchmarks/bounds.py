@@ -63,7 +63,7 @@ def _of_all(results: Results) -> Iterator[Bound]:
     for users, measured in results.items():
         yield from _of_size(measured, users, floor=1.0, idiom=50)
         yield Bound(
-            f"floor / tick with batches of 200, {users:,} users",
+            f"tick / floor, batches of 200, {users:,} users",
             measured[FLOOR].median_seconds / measured[SMALL_BATCHES].median_seconds,
             *(ge, 0.7),
         )

@@ -87,7 +87,7 @@ def _status_seconds(site: Site) -> float:
     """`scheduler status` of the partition, without the start of a process."""
     program = (
         "import time; from worker_scheduler.cli import run;"
-        " from benchmarks.subjects import KEY; started = time.perf_counter(); run(['status', KEY]);"
+        " from benchmarks.sites import KEY; started = time.perf_counter(); run(['status', KEY]);"
         " print(time.perf_counter() - started)"
     )
     environment = {"PATH": os.environ["PATH"], **site.environment}

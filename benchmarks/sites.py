@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import psycopg
 from psycopg.sql import SQL, Composed, Identifier
@@ -16,6 +16,10 @@ from sqlalchemy.engine import make_url
 from worker_scheduler.embedded import Servers
 from worker_scheduler.ledger import months
 from worker_scheduler.ledger.schema import upgrade
+
+# None of the days before today, whose runs `standing.py` makes; the same for every process of a bench.
+DAY = date(2020, 1, 1)
+KEY = f"daily:{DAY}"
 
 _COPY = "bench"
 _USERS = """

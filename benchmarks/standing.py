@@ -52,17 +52,29 @@ def measure(sites: Sites, users: int, say: Callable[[str], None]) -> Standing:
     with sites.fresh() as site:
         _finished_runs(site, users)
         child(site, Subject("tick", 1000))  # and one that is under way
+        _require_open(site, users)
         passes = [child(site, Subject("reconcile", 0))["seconds"] for _ in range(_PASSES)]
     reconcile_ms = statistics.median(passes) * 1000
     say(f"reconcile, {_RUNS} runs of {users:,} jobs: {reconcile_ms:.1f} ms")
     return Standing(jobs, tasks, reconcile_ms, _RUNS * users)
 
 
+def _require_open(site: Site, users: int) -> None:
+    """Reconcile over runs that have all ended would have nothing to look through."""
+    with psycopg.connect(site.database_url) as connection:
+        row = connection.execute("SELECT count(*) FROM sync_jobs WHERE status = 'PENDING'").fetchone()
+    if row != (users,):
+        raise AssertionError(f"{users} users, {row} open jobs")
+
+
+def days_before(today: datetime) -> list[datetime]:
+    """When the runs that have ended were made, oldest first."""
+    return [today - timedelta(days=days) for days in range(_RUNS, 0, -1)]
+
+
 def _finished_runs(site: Site, users: int) -> None:
     engine = create_engine(make_url(site.database_url).set(drivername="postgresql+psycopg"))
-    today = datetime.now(UTC)
-    for days in range(_RUNS, 0, -1):
-        at = today - timedelta(days=days)
+    for at in days_before(datetime.now(UTC)):
         run_id = months.new_run_id(at)
         with engine.begin() as connection:
             months.ensure(connection, run_id)

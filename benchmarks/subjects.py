@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from itertools import chain, zip_longest
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,6 +23,7 @@ from kombu.transport import redis as _redis_transport  # noqa: F401 - on first u
 from redis import Redis
 from sqlalchemy import Connection, create_engine, insert, text
 
+from benchmarks.sites import DAY, KEY
 from worker_scheduler import app, reconciler, tick, wiring
 from worker_scheduler.ledger import tables
 from worker_scheduler.ledger.months import new_run_id, uuid_prefix
@@ -31,8 +32,6 @@ from worker_scheduler.publisher import JobMessage
 from worker_scheduler.publisher.template import MessageTemplate, render
 from worker_scheduler.settings import load
 
-DAY = date(2026, 11, 23)
-KEY = f"daily:{DAY}"
 TRIGGER = "scheduler.daily"
 PUSH_MESSAGES = 1000
 IDIOM_ROWS = 1000
