@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from uuid import uuid4
 
 import psycopg
 from redis import Redis
@@ -24,6 +25,14 @@ _SIZES = """
 SELECT sum(pg_relation_size(relid)), sum(pg_indexes_size(relid))
 FROM pg_partition_tree('sync_jobs') WHERE isleaf
 """
+_INDEX_SIZE = """
+SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree('{}') WHERE isleaf
+"""
+_MARKER_DAYS = 8
+_MARKERS = 100_000
+# As a server has them that must survive a crash: each page is logged whole once after a checkpoint.
+# wal_level stays minimal, which saves only where a table is filled by the transaction that has made it.
+_LOGGED_AS_IN_PRODUCTION = ("ALTER SYSTEM SET full_page_writes = on", "SELECT pg_reload_conf()")
 _DO_ALL = (
     "UPDATE sync_jobs SET status = 'RUNNING', attempt = 1, started_at = now(), leased_until = now()",
     "UPDATE sync_jobs SET status = 'COMPLETED', completed_at = now(), leased_until = NULL",
@@ -32,15 +41,22 @@ _DO_ALL = (
 
 @dataclass(frozen=True)
 class JobBytes:
-    """Bytes of one job: in Postgres once planned and once done, in its log, and in Redis while it waits."""
+    """Bytes of one job: in Postgres once planned and once done, in its log, and in Redis while it waits.
+
+    open_entry, unique_entry: of one job in the partial index of open jobs, and in the unique index; both
+    are in `indexes`. marker: of one batch, in Redis.
+    """
 
     row: float
     indexes: float
+    open_entry: float
+    unique_entry: float
     row_done: float
     indexes_done: float
     wal_planned: float
     wal_done: float
     message: float
+    marker: float
 
 
 @dataclass(frozen=True)
@@ -78,18 +94,43 @@ def measure() -> JobBytes:
 def _measure(site: Site) -> JobBytes:
     with Redis.from_url(site.redis_url) as redis, psycopg.connect(site.database_url) as connection:
         connection.autocommit = True
+        for statement in _LOGGED_AS_IN_PRODUCTION:
+            connection.execute(statement.encode())
+        connection.execute("CHECKPOINT")
         empty, log = redis.info("memory")["used_memory"], _wal(connection)
         child(site, Subject("tick", 1000))
         row, indexes = _sizes(connection)
+        entries = [_index_size(connection, f"sync_jobs_{name}") for name in ("open", "one_job_per_user")]
         message = redis.info("memory")["used_memory"] - empty
         planned = _wal(connection)
+        connection.execute("CHECKPOINT")
         for step in _DO_ALL:  # as workers do it, one statement for all; vacuum comes in between
             connection.execute(step.encode())
             connection.execute("VACUUM sync_jobs")
         row_done, indexes_done = _sizes(connection)
         done = _wal(connection)
-    figures = row, indexes, row_done, indexes_done, planned - log, done - planned, message
-    return JobBytes(*(figure / _SAMPLE for figure in figures))
+        marker = _marker(redis)
+    figures = row, indexes, *entries, row_done, indexes_done, planned - log, done - planned, message
+    return JobBytes(*[figure / _SAMPLE for figure in figures] + [marker])
+
+
+def _marker(redis: Redis) -> float:
+    """By many of them, since memory comes in steps."""
+    empty = redis.info("memory")["used_memory"]
+    run_id = uuid4()
+    with redis.pipeline(transaction=False) as pipeline:
+        for number in range(_MARKERS):
+            key = f"worker_scheduler:batch:{run_id}:{number}:0"
+            pipeline.set(key, str(uuid4()), ex=_MARKER_DAYS * _DAY)
+        pipeline.execute()
+    filled = redis.info("memory")["used_memory"]
+    return float(filled - empty) / _MARKERS
+
+
+def _index_size(connection: psycopg.Connection, index: str) -> float:
+    found = connection.execute(_INDEX_SIZE.format(index).encode()).fetchone()
+    assert found is not None
+    return float(found[0])
 
 
 def _sizes(connection: psycopg.Connection) -> tuple[float, float]:
@@ -139,6 +180,12 @@ def report(users: int, speeds: Speeds, depth: int, job: JobBytes) -> Iterator[st
         name = "no bound" if bound is None else f"MAX_QUEUE_DEPTH={bound:,}"
         yield f"| {name}: most messages in Redis | {peak:,.0f}, {peak * job.message / 1e9:,.2f} GB |"
         yield f"| {name}: planned after, done after | {planned / 60:,.0f} min, {ended / 3600:,.1f} h |"
+    for batch_size in (1000, 200):
+        markers = users / batch_size * _MARKER_DAYS
+        yield (
+            f"| markers of {_MARKER_DAYS} days, batches of {batch_size} |"
+            f" {markers:,.0f}, {markers * job.marker / 1e9:,.2f} GB |"
+        )
     yield f"| workers' jobs a second that finish in a day | {users / _DAY:,.0f} |"
 
 
