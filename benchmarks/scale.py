@@ -19,6 +19,7 @@ from benchmarks.sites import Site, Sites
 from worker_scheduler import embedded
 
 _SAMPLE = 200_000
+_FEW = 1_000
 _DAY = 24 * 3600
 
 _SIZES = """
@@ -44,7 +45,8 @@ class JobBytes:
     """Bytes of one job: in Postgres once planned and once done, in its log, and in Redis while it waits.
 
     open_entry, unique_entry: of one job in the partial index of open jobs, and in the unique index; both
-    are in `indexes`. marker: of one batch, in Redis.
+    are in `indexes`. message: with all that Redis keeps for it; text: of the message alone, and of the one
+    that Celery's own settings make for the same task. marker: of one batch, in Redis.
     """
 
     row: float
@@ -56,6 +58,8 @@ class JobBytes:
     wal_planned: float
     wal_done: float
     message: float
+    text: float
+    text_by_celery: float
     marker: float
 
 
@@ -86,12 +90,19 @@ class Moment:
 def measure() -> JobBytes:
     """On embedded servers, with a sample of users."""
     with embedded.servers() as servers:
-        sites = Sites(servers, _SAMPLE)
-        with sites.fresh() as site:
-            return _measure(site)
+        few = Sites(servers, _FEW)
+        texts = [_text(few, subject) for subject in (Subject("tick", 200), Subject("group", 200))]
+        with Sites(servers, _SAMPLE).fresh() as site:
+            return _measure(site, texts)
 
 
-def _measure(site: Site) -> JobBytes:
+def _text(sites: Sites, subject: Subject) -> float:
+    with sites.fresh() as site, Redis.from_url(site.redis_url) as redis:
+        child(site, subject)
+        return float(len(redis.lindex("daily", 0)))
+
+
+def _measure(site: Site, texts: list[float]) -> JobBytes:
     with Redis.from_url(site.redis_url) as redis, psycopg.connect(site.database_url) as connection:
         connection.autocommit = True
         for statement in _LOGGED_AS_IN_PRODUCTION:
@@ -111,7 +122,7 @@ def _measure(site: Site) -> JobBytes:
         done = _wal(connection)
         marker = _marker(redis)
     figures = row, indexes, *entries, row_done, indexes_done, planned - log, done - planned, message
-    return JobBytes(*[figure / _SAMPLE for figure in figures] + [marker])
+    return JobBytes(*[figure / _SAMPLE for figure in figures] + [*texts, marker])
 
 
 def _marker(redis: Redis) -> float:
