@@ -1,7 +1,7 @@
-"""Fan out: plan and dispatch one run, in turns, under its lease; for a tick and for reconcile.
+"""Fan out: plan and dispatch one run, both at once, under its lease; for a tick and for reconcile.
 
-A chunk's rows are committed, its batches are published, and the next chunk follows. Who is in the
-run, and whether it may run at all, is decided before, by `tick.py`.
+A thread plans some chunks ahead of the one whose batches are being published; a chunk's rows are committed
+before its first message. Who is in the run, and whether it may run at all, is decided before, by `tick.py`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def fan_out(
     unsent_before = _unsent_jobs(context, run)
     try:
         with beating(renew, lease.heartbeat_seconds, f"run {run.partition_key}"):
-            outage = _in_turns(context, planner, dispatcher, run, report, batch_size)
+            outage = _plan_and_dispatch(context, planner, dispatcher, run, report, batch_size)
     except StoreUnavailable as error:
         outage = error
     finally:  # Ctrl-C, too
@@ -83,7 +83,7 @@ def take_over(context: TickContext) -> Run | None:
         return runs.take_over(connection, now, context.settings.lease.until(now))
 
 
-def _in_turns(
+def _plan_and_dispatch(
     context: TickContext,
     planner: Planner,
     dispatcher: Dispatcher,
