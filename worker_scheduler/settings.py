@@ -102,7 +102,7 @@ class Settings(BaseSettings):
     )
     redis_url: Annotated[SecretStr, AfterValidator(_redis)] = _setting(
         ...,
-        "Redis or Valkey: RedBeat's clock, and the broker unless CELERY_BROKER_URL names another",
+        "Redis ≥ 7.0 or Valkey: RedBeat's clock, and the broker unless CELERY_BROKER_URL names another",
         "redis://host:6379/0 or rediss://host:6379/0",
     )
     celery_broker_url: Annotated[SecretStr | None, AfterValidator(_broker)] = _setting(
