@@ -109,7 +109,7 @@ def prepare_floor(batch_size: int) -> Work:
     return work
 
 
-def _rendered(template: MessageTemplate, jobs: list[tuple[str, str]]) -> Iterator[str]:
+def _rendered(template: MessageTemplate, jobs: list[tuple[str, str]]) -> Iterator[bytes]:
     """The same bytes as the tick's script makes of the template."""
     group_id, tag = str(uuid4()), str(uuid4())[:28]
     for index, (job_id, user_id) in enumerate(jobs):
@@ -121,7 +121,7 @@ def _rendered(template: MessageTemplate, jobs: list[tuple[str, str]]) -> Iterato
             "tag": f"{tag}{index:08x}",
         }
         filled = [value[gap] for gap in template.gaps]
-        yield "".join(chain.from_iterable(zip_longest(template.texts, filled, fillvalue="")))
+        yield "".join(chain.from_iterable(zip_longest(template.texts, filled, fillvalue=""))).encode()
 
 
 def prepare_group(batch_size: int) -> Work:
