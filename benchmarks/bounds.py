@@ -16,6 +16,8 @@ Results = Mapping[int, Mapping[Subject, Measured]]
 FLOOR = Subject("floor", 1000)
 TICK = Subject("tick", 1000)
 SMALL_BATCHES = Subject("tick", 200)
+_JUDGED_USERS = 100_000
+"""Fewer are measured, and shown, for the memory and to see what a tick costs before its first job."""
 IDIOMS = (Subject("group", 200), Subject("group-in-batch", 200))
 
 
@@ -61,6 +63,8 @@ def of_ci(results: Results) -> int:
 
 def _of_all(results: Results) -> Iterator[Bound]:
     for users, measured in results.items():
+        if users < _JUDGED_USERS:
+            continue
         yield from _of_size(measured, users, floor=1.0, idiom=50)
         yield Bound(
             f"tick / floor, batches of 200, {users:,} users",

@@ -7,12 +7,14 @@ from statistics import median
 from time import perf_counter
 
 import pytest
+from sqlalchemy import TextClause, text
 
 from tests.support.contexts import NOON, HandedClock, context_at
 from tests.support.ledger import Ledger
 from tests.support.users import make_users
 from worker_scheduler import reconciler, tick
 from worker_scheduler.context import TickContext
+from worker_scheduler.ledger import rescue
 from worker_scheduler.options import DailyOptions
 
 RUNS = 100
@@ -97,3 +99,20 @@ def test_a_year_of_days_is_looked_at_in_under_100_ms_however_often_the_cron_ring
         assert reconciler.missed_slots(context) == 0
         taken.append(perf_counter() - began)
     assert median(taken) < LIMIT_SECONDS
+
+
+@pytest.mark.parametrize("statement", [rescue._GIVE_UP, rescue._RESCUE, rescue._TAKE_DUE])
+def test_what_is_left_is_found_by_its_own_index(
+    context: TickContext, ledger: Ledger, statement: TextClause
+) -> None:
+    """Not by that over open jobs, which seems to be empty as long as statistics are of before the run."""
+    make_users(ledger.url, 1000)
+    tick.daily(context, DailyOptions(date=NOON.date() - timedelta(days=1)))
+    ledger.execute("UPDATE sync_jobs SET status = 'COMPLETED'")
+    ledger.execute("ANALYZE sync_jobs")
+    tick.daily(context, DailyOptions(date=NOON.date()))
+    parameters = {"now": NOON, "leased_until": NOON, "max_attempts": 3, "limit": 1000, "kind": "daily"}
+    wanted = {name: parameters[name] for name in statement.compile().params}
+    with context.database.autocommit() as connection:
+        plan = "\n".join(connection.execute(text(f"EXPLAIN {statement.text}"), wanted).scalars())
+    assert "run_id_job_id" not in plan

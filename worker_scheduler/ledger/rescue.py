@@ -28,8 +28,10 @@ class DueJob:
     backfill_days: int | None
 
 
+# A state that is an expression to the planner: as long as its statistics are of before a run, it takes the
+# open jobs for none, and their index for the shortest, instead of the one over leases or times.
 _DEAD = """
-    status = 'RUNNING' AND leased_until <= :now AND attempt {comparison} :max_attempts
+    status || '' = 'RUNNING' AND leased_until <= :now AND attempt {comparison} :max_attempts
 """
 
 
@@ -53,7 +55,7 @@ _GIVE_UP = text(
     )
 )
 
-_DUE = "status = 'PENDING' AND not_before <= :now AND (leased_until IS NULL OR leased_until <= :now)"
+_DUE = "status || '' = 'PENDING' AND not_before <= :now AND (leased_until IS NULL OR leased_until <= :now)"
 
 _TAKE_DUE = text(
     f"""

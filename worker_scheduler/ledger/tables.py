@@ -157,7 +157,7 @@ sync_jobs = Table(
     ),
     # What reconcile asks for; small, since most jobs are final most of the time.
     Index("sync_jobs_open", "run_id", "job_id", postgresql_where=text("status IN ('PENDING', 'RUNNING')")),
-    Index("sync_jobs_running", "leased_until", postgresql_where=text("status = 'RUNNING'")),
+    Index("sync_jobs_running", "leased_until", postgresql_where=text("leased_until IS NOT NULL")),
     Index("sync_jobs_delayed", "not_before", postgresql_where=text("not_before IS NOT NULL")),
     Index(
         "sync_jobs_republished",

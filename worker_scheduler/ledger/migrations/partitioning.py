@@ -59,7 +59,7 @@ CREATE TABLE sync_jobs (LIKE sync_jobs_monthless INCLUDING DEFAULTS INCLUDING CO
 ALTER TABLE sync_jobs ATTACH PARTITION sync_jobs_monthless DEFAULT;
 CREATE UNIQUE INDEX sync_jobs_one_job_per_user ON sync_jobs (run_id, user_id) WHERE run_id IS NOT NULL;
 CREATE INDEX sync_jobs_open ON sync_jobs (run_id, job_id) WHERE status IN ('PENDING', 'RUNNING');
-CREATE INDEX sync_jobs_running ON sync_jobs (leased_until) WHERE status = 'RUNNING';
+CREATE INDEX sync_jobs_running ON sync_jobs (leased_until) WHERE leased_until IS NOT NULL;
 CREATE INDEX sync_jobs_delayed ON sync_jobs (not_before) WHERE not_before IS NOT NULL;
 CREATE INDEX sync_jobs_republished ON sync_jobs (run_id, republished_in)
     WHERE republished_in IS NOT NULL AND status = 'PENDING';
