@@ -29,7 +29,7 @@ test-matrix: $(INSTALLED)  ## run it on PostgreSQL 15, Redis 7, PgBouncer, Rabbi
 	@scripts/install-pgbouncer.sh
 	@$(BIN)/python -m matrix
 
-bench: $(INSTALLED)  ## ticks against the stores' floor and Celery's idioms, 1,000,000 users: half an hour
+bench: $(INSTALLED)  ## ticks against the stores' floor and Celery's idioms, 1,000,000 users: ten minutes
 	@$(BIN)/python -m benchmarks --write docs
 
 bench-small: $(INSTALLED)  ## the same with 20,000 users; red where the ratios are too low
