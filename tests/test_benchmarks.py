@@ -18,7 +18,7 @@ def test_every_ratio_is_called_by_its_own_name() -> None:
     measured = {
         subject: Measured([took], [90.0], [100.0], [0.1], [10.0]) for subject, took in seconds.items()
     }
-    table = bounds.table({1000: measured}, None)
-    assert "| tick / floor, 1,000 users | ≥ 1 | 2.00 | yes |" in table
-    assert "| tick / floor, batches of 200, 1,000 users | ≥ 0.7 | 0.50 | **no** |" in table
-    assert "| tick / group, 1,000 users | ≥ 50 | 50.00 | yes |" in table
+    table = bounds.table({100_000: measured}, None)
+    assert "| tick / floor, 100,000 users | ≥ 1 | 2.00 | yes |" in table
+    assert "| tick / floor, batches of 200, 100,000 users | ≥ 0.7 | 0.50 | **no** |" in table
+    assert "| tick / group, 100,000 users | ≥ 50 | 50.00 | yes |" in table

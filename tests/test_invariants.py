@@ -118,7 +118,7 @@ def statements() -> Iterator[tuple[str, str]]:
 def test_guarded_moves() -> None:
     """Every UPDATE names the state it starts from; where two may write, the test of it is the other one."""
     guards = {
-        "sync_jobs": r"\bstatus (=|IN|<>) ",
+        "sync_jobs": r"\bstatus( \|\| '')? (=|IN|<>) ",
         "sync_runs": r"\bstate (=|IN|<>) ",
         "sync_batches": r"\benqueued_at IS (NOT )?NULL",
         "sync_locks": r"\bholder = :holder",
