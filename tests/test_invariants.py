@@ -54,10 +54,14 @@ def test_row_before_message(
     """Watched on the wire: when a message goes by, its row is there, and no transaction is open."""
     make_users(ledger.url, 30)
     watched: list[tuple[int, int, int]] = []
+    users = {str(user_id(number)).encode() for number in range(1, 31)}
+    an_id = rb"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
 
     def watch(data: bytes) -> None:
-        # The ids of a batch go by in pairs of a job's and its user's, with nothing in between.
-        job_ids = [job_id for job_id, _ in re.findall(rb"([0-9a-f-]{36})([0-9a-f-]{36})", data)]
+        # The ids of a batch go by in pairs of a job's and its user's, with nothing in between. A packet
+        # may begin anywhere in them, so a pair is one by its user.
+        pairs = re.findall(b"(?=%s%s)" % (an_id, an_id), data)
+        job_ids = [job_id for job_id, user in pairs if user in users]
         if job_ids:
             watched.append(
                 (
