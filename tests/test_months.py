@@ -502,6 +502,24 @@ def before_months(empty_database_url: str, deployed: None, monkeypatch: pytest.M
     return ledger
 
 
+def test_months_of_an_earlier_version_get_its_successors_index_and_function(
+    empty_database_url: str, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(empty_database_url.replace("postgresql:", "postgresql+psycopg:", 1))
+    with database.transaction() as connection:
+        command.upgrade(schema._config(connection), "0002")
+        assert months.ensure(connection, months.new_run_id(NOON))
+    database.dispose()
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    assert scheduler("migrate").status == 0
+    ledger = Ledger(empty_database_url)
+    of_leases = ledger.rows("SELECT indexdef FROM pg_indexes WHERE indexdef LIKE '%(leased_until)%'")
+    assert len(of_leases) == 3  # of the whole, of the default partition, of November
+    assert all(index["indexdef"].endswith("WHERE (leased_until IS NOT NULL)") for index in of_leases)
+    options = ledger.value("SELECT proconfig FROM pg_proc WHERE proname = 'sync_jobs_add_month'")
+    assert "lock_timeout=200ms" in options
+
+
 def where_rows_are(ledger: Ledger) -> list[dict[str, Any]]:
     """And what is in the columns that they have always had."""
     return ledger.rows(

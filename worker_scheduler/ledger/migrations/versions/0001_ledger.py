@@ -87,7 +87,7 @@ CREATE INDEX sync_jobs_open ON sync_jobs (run_id, job_id) WHERE status IN ('PEND
 """
 
 RUNNING = """
-CREATE INDEX sync_jobs_running ON sync_jobs (leased_until) WHERE leased_until IS NOT NULL
+CREATE INDEX sync_jobs_running ON sync_jobs (leased_until) WHERE status = 'RUNNING'
 """
 
 DELAYED = """
