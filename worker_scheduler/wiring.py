@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from worker_scheduler.celery_app import DISPATCH, app
 from worker_scheduler.clock import utc_now
 from worker_scheduler.context import TickContext
+from worker_scheduler.errors import StoreUnavailable
 from worker_scheduler.lease_keeper import LeaseKeeper
 from worker_scheduler.ledger.database import Database
 from worker_scheduler.publisher.broker import BrokerState, OpaqueBroker, RedisBroker, reason_of
@@ -68,10 +69,13 @@ def pass_on(broker: BrokerState, partition_key: str, queue: str) -> None:
     if that fails, reconcile goes on.
     """
     message_id = str(uuid4())
-    if broker.note_baton(partition_key, message_id) and not _ring_dispatch(
-        partition_key, queue, message_id
-    ):
-        broker.take_baton(partition_key, message_id)
+    try:
+        if broker.note_baton(partition_key, message_id) and not _ring_dispatch(
+            partition_key, queue, message_id
+        ):
+            broker.take_baton(partition_key, message_id)
+    except StoreUnavailable as error:
+        log.warning("run not passed on", partition_key=partition_key, error=str(error))
 
 
 def _ring_dispatch(partition_key: str, queue: str, message_id: str) -> bool:
