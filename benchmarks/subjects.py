@@ -19,14 +19,13 @@ from uuid import UUID, uuid4
 
 import psycopg
 from celery import Celery, group
-from kombu.transport import memory as _memory  # noqa: F401 - on first use, else
-from kombu.transport import redis as _redis_transport  # noqa: F401
+from kombu.transport import memory as _memory  # noqa: F401 - else within the clock, when a message is rendered
 from redis import Redis
 from sqlalchemy import Connection, create_engine, insert, text
 
 from benchmarks.sites import DAY, KEY
 from worker_scheduler import app, reconciler, tick, wiring
-from worker_scheduler import tasks as _tasks  # noqa: F401 - on first use, else
+from worker_scheduler import tasks as _tasks  # noqa: F401 - else within the clock, when a publisher is chosen
 from worker_scheduler.ledger import tables
 from worker_scheduler.ledger.months import new_run_id, uuid_prefix
 from worker_scheduler.options import DailyOptions

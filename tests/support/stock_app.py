@@ -12,7 +12,7 @@ app.conf.broker_transport_options = {"global_keyprefix": os.environ["REDIS_KEY_P
 app.conf.worker_send_task_events = True
 
 
-@app.task(name="sync_user")  # type: ignore[untyped-decorator]
+@app.task(name="sync_user")  # type: ignore[untyped-decorator] # Celery has no types
 def sync_user(user_id: str, partition_key: str, triggered_by: str) -> str:
     """Ends when the file that GATE names exists."""
     wait_until(Path(os.environ["GATE"]).exists, 60, "the gate")

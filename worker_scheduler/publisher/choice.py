@@ -31,18 +31,19 @@ def choose(app: Celery, settings: Settings, broker: BrokerState) -> Choice:
         raise ConfigurationError(
             ["CELERY_BROKER_READ_URL and CELERY_BROKER_WRITE_URL: one broker alone, by CELERY_BROKER_URL"]
         )
-    obstacles = _obstacles(app, settings)
-    if settings.publisher == "redis-bulk" and obstacles:
-        raise ConfigurationError([f"PUBLISHER=redis-bulk does not fit: {obstacles[0]}; leave it at auto"])
-    if settings.publisher == "group" or obstacles:
-        reason = obstacles[0] if obstacles else "PUBLISHER=group"
-        return Choice(GroupPublisher(app, broker), "group", reason)
+    if settings.publisher == "group":
+        return Choice(GroupPublisher(app, broker), "group", "PUBLISHER=group")
+    obstacle = _obstacle(app, settings)
+    if settings.publisher == "redis-bulk" and obstacle is not None:
+        raise ConfigurationError([f"PUBLISHER=redis-bulk does not fit: {obstacle}; leave it at auto"])
+    if obstacle is not None:
+        return Choice(GroupPublisher(app, broker), "group", obstacle)
     bulk = RedisBulkPublisher(app, settings.broker_url, settings.redis_key_prefix)
     return Choice(bulk, "redis-bulk", "a plain Redis list, JSON, protocol 2")
 
 
-def _obstacles(app: Celery, settings: Settings) -> list[str]:
-    """Why a message's text cannot simply be copied with other ids."""
+def _obstacle(app: Celery, settings: Settings) -> str | None:
+    """Why a message's text cannot simply be copied with other ids; None where it can."""
     conf, options = app.conf, app.conf.broker_transport_options
     checks = {
         "the broker is not Redis": not settings.broker_is_redis,
@@ -58,10 +59,4 @@ def _obstacles(app: Celery, settings: Settings) -> list[str]:
             before_task_publish.receivers or after_task_publish.receivers
         ),
     }
-    return [reason for reason, applies in checks.items() if applies] or _of_messages(app)
-
-
-def _of_messages(app: Celery) -> list[str]:
-    """What routes and the task's own options add to these."""
-    reason = template.obstacle(app)
-    return [] if reason is None else [reason]
+    return next((reason for reason, applies in checks.items() if applies), None) or template.obstacle(app)

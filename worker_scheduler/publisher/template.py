@@ -14,14 +14,11 @@ from uuid import UUID, uuid4
 from celery import Celery
 from celery.app.routes import MapRoute
 from kombu import Connection
-from kombu.exceptions import KombuError, OperationalError
 from kombu.utils.json import dumps
-from redis.exceptions import RedisError
 
 from worker_scheduler.errors import ConfigurationError
 from worker_scheduler.job_ids import JobIds
 from worker_scheduler.publisher import GroupMessage, JobMessage
-from worker_scheduler.publisher.broker import unavailable
 from worker_scheduler.publisher.group import apply_group
 
 _Captured = list[tuple[str, dict[str, Any]]]
@@ -54,22 +51,16 @@ def obstacle(app: Celery) -> str | None:
     if not all(isinstance(route, MapRoute) for route in app.amqp.router.routes):
         return "task_routes has a function, which may route each message otherwise"
     probe = GroupMessage(uuid4(), "", JobMessage("daily", "", "", None), JobIds.of([(_NOBODY, _NOBODY)]))
-    with Connection("memory://") as connection:
-        return _misfit(_captured(app, connection, probe))
+    return _misfit(_captured(app, probe))
 
 
 def render(app: Celery, message: JobMessage) -> MessageTemplate:
     """Lets Celery and kombu publish such a message into our hands, and cuts the gaps.
 
-    Raises StoreUnavailable, since kombu connects even so; ConfigurationError where it must not be copied.
+    It connects to nothing. Raises ConfigurationError where the message must not be copied.
     """
     job_id, user_id, group_id = str(uuid4()), str(uuid4()), uuid4()
-    like = GroupMessage(group_id, "", message, JobIds.of([(job_id, user_id)]))
-    try:
-        with app.connection_for_write() as connection:
-            captured = _captured(app, connection, like)
-    except (OperationalError, KombuError, RedisError, OSError) as error:
-        raise unavailable(app.conf.broker_url, error.__cause__ or error) from error
+    captured = _captured(app, GroupMessage(group_id, "", message, JobIds.of([(job_id, user_id)])))
     if reason := _misfit(captured):
         raise ConfigurationError([f"redis-bulk cannot publish: {reason}; set PUBLISHER=group"])
     ((queue_key, rendered),) = captured
@@ -87,12 +78,15 @@ def render(app: Celery, message: JobMessage) -> MessageTemplate:
     return MessageTemplate(queue_key, tuple(parts[::2]), tuple(names[gap] for gap in parts[1::2]), timeless)
 
 
-def _captured(app: Celery, connection: Connection, group_message: GroupMessage) -> _Captured:
-    """Taken at `_put`, a virtual transport's last step."""
+def _captured(app: Celery, group_message: GroupMessage) -> _Captured:
+    """Taken at `_put`, the last step of a virtual transport, and the first that differs between Redis and
+    memory.
+    """
     taken: _Captured = []
-    channel = connection.default_channel
-    channel._put = lambda queue, message, **_: taken.append((queue, message))
-    apply_group(app, group_message, app.amqp.Producer(channel, auto_declare=False))
+    with Connection("memory://", transport_options=app.conf.broker_transport_options) as connection:
+        channel = connection.default_channel
+        channel._put = lambda queue, message, **_: taken.append((queue, message))
+        apply_group(app, group_message, app.amqp.Producer(channel, auto_declare=False))
     return taken
 
 
