@@ -227,7 +227,7 @@ class TestCheck:
         monkeypatch.setenv("DATABASE_URL", empty_database_url)
         outcome = scheduler("check")
         assert outcome.status == 2
-        faults = [line for line in outcome.stdout.splitlines() if line.startswith("FAULT")]
+        faults = outcome.faults
         assert len(faults) == 2
         assert "scheduler migrate" in faults[0]
         assert "USERS_RELATION" in faults[1]
@@ -259,7 +259,7 @@ class TestCheck:
         monkeypatch.setattr(Redis, "info", lambda _: {"redis_version": "6.2.19"})
         outcome = scheduler("check")
         assert outcome.status == 2
-        faults = [line for line in outcome.stdout.splitlines() if line.startswith("FAULT")]
+        faults = outcome.faults
         assert [fault.split(": ")[0] for fault in faults] == ["FAULT Redis", "FAULT broker's Redis"]
 
     def test_an_eviction_policy_that_loses_messages(
@@ -273,7 +273,7 @@ class TestCheck:
             finally:
                 redis.config_set("maxmemory-policy", "noeviction")
         assert outcome.status == 2
-        (fault,) = [line for line in outcome.stdout.splitlines() if line.startswith("FAULT")]
+        (fault,) = outcome.faults
         assert "allkeys-lru" in fault
         assert "CONFIG SET maxmemory-policy noeviction" in fault
 
@@ -289,7 +289,7 @@ class TestCheck:
                 outcome = scheduler("check")
             finally:
                 redis.config_set("maxmemory-policy", "noeviction")
-        faults = [line for line in outcome.stdout.splitlines() if line.startswith("FAULT")]
+        faults = outcome.faults
         assert [fault.split(": ")[0] for fault in faults] == [
             "FAULT Redis",
             "FAULT broker's Redis eviction",
@@ -303,7 +303,7 @@ class TestCheck:
         with read_only():
             outcome = scheduler("check")
         assert outcome.status == 4
-        (fault,) = [line for line in outcome.stdout.splitlines() if line.startswith("FAULT")]
+        (fault,) = outcome.faults
         assert re.match(
             r"FAULT Postgres: PostgreSQL \d+ answers, but takes no writes: .*the primary", fault
         )

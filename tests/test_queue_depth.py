@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,6 +24,7 @@ from worker_scheduler.clock import utc_now
 from worker_scheduler.context import TickContext
 from worker_scheduler.ledger.tables import Kind
 from worker_scheduler.options import DailyOptions, parse_backfill, parse_daily
+from worker_scheduler.publisher.broker import RedisBroker
 from worker_scheduler.report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,6 +235,16 @@ def test_a_run_has_one_baton(context: TickContext, broker: Broker) -> None:
     assert state.take_baton("daily:1", "first")
     assert not state.take_baton("daily:1", "first")  # delivered a second time
     assert state.note_baton("daily:1", "second")
+
+
+def test_a_tick_whose_run_cannot_be_passed_on_does_not_fail(context: TickContext, ledger: Ledger) -> None:
+    """Its batches are planned, and what is left of them is reconcile's."""
+    from worker_scheduler import wiring
+
+    make_users(ledger.url, USERS)
+    nowhere = RedisBroker("redis://127.0.0.1:1/0", "")
+    report = daily(replace(context, patient=False, pass_on=partial(wiring.pass_on, nowhere)))
+    assert (report.outcome, report.jobs_inserted, report.jobs_enqueued) == ("enqueued", USERS, 30)
 
 
 def test_reconcile_passes_nothing_on(context: TickContext, ledger: Ledger, broker: Broker) -> None:

@@ -226,7 +226,7 @@ def test_every_client_of_redis_refuses(
     assert password is None or password not in outcome.stderr
     checked = scheduler("check")
     assert checked.status == 4
-    faults = [line for line in checked.stdout.splitlines() if line.startswith("FAULT")]
+    faults = checked.faults
     assert [fault.split()[1] for fault in faults] == ["Redis:", "broker:"]
     assert all("CERTIFICATE_VERIFY_FAILED" in fault for fault in faults)
     assert all("ssl_cert_reqs=none" in fault for fault in faults)
@@ -244,7 +244,7 @@ def test_another_broker_is_verified_too(
     monkeypatch.setenv("CELERY_BROKER_URL", refused)
     checked = scheduler("check")
     assert checked.status == 4
-    (fault,) = (line for line in checked.stdout.splitlines() if line.startswith("FAULT"))
+    (fault,) = checked.faults
     assert fault.startswith("FAULT broker: ") and "CERTIFICATE_VERIFY_FAILED" in fault
     with pytest.raises((RedisError, OperationalError), match="CERTIFICATE_VERIFY_FAILED"):
         kombu_reaches_the_broker()

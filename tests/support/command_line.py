@@ -31,6 +31,11 @@ class Outcome:
         return parsed
 
     @property
+    def faults(self) -> list[str]:
+        """The lines of `scheduler check` that name a fault."""
+        return [line for line in self.stdout.splitlines() if line.startswith("FAULT")]
+
+    @property
     def error(self) -> str:
         """The one line of stderr that is no log line."""
         (line,) = self.errors
