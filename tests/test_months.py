@@ -228,7 +228,8 @@ def test_claims_hardly_wait_for_a_month_that_cannot_be_made(
 
     def longest_claim() -> float:
         longest = 0.0
-        with psycopg.connect(ledger.url, autocommit=True) as connection:
+        # Unprepared: behind a pooler, each statement may come to another server process.
+        with psycopg.connect(ledger.url, autocommit=True, prepare_threshold=None) as connection:
             while not ended.is_set():
                 began = monotonic()
                 connection.execute(
