@@ -47,10 +47,11 @@ class Mutant:
 
 
 _PUBLISH_UNCOMMITTED = """\
-def _publish_uncommitted(connection, run):
+def _publish_uncommitted(run, connection, **how):
     from sqlalchemy import text
     from worker_scheduler.celery_app import app
 
+    chunk = plan.plan_chunk(connection, **how)
     unsent = "FROM sync_batches b WHERE b.run_id = :run_id AND b.enqueued_at IS NULL"
     jobs = connection.execute(
         text(
@@ -66,6 +67,7 @@ def _publish_uncommitted(connection, run):
         text("UPDATE sync_batches SET enqueued_at = now() WHERE run_id = :run_id AND enqueued_at IS NULL"),
         {"run_id": run.run_id},
     )
+    return chunk
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ MUTANTS = (
             ),
             Change(
                 "worker_scheduler/planner.py",
-                "            yield chunk\n",
-                "                _publish_uncommitted(connection, run)\n            yield chunk\n",
+                "            return plan.plan_chunk(\n",
+                "            return _publish_uncommitted(\n                run,\n",
             ),
         ),
         Kind.TICK,

@@ -147,6 +147,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 skip_older_rows_of=None,
                 limit=limit,
                 batch_size=batch_size,
+                insert=plan.WHOLE_PAGE,
                 now=self.now,
             )
         if run.state != "PLANNING":

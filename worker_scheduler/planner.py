@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from worker_scheduler.clock import Clock
 from worker_scheduler.ledger import plan
 from worker_scheduler.ledger.database import Database
-from worker_scheduler.ledger.plan import Chunk
+from worker_scheduler.ledger.plan import Chunk, Insert
 from worker_scheduler.ledger.runs import Run
 from worker_scheduler.ledger.users import UsersRelation
 
@@ -36,20 +36,28 @@ class Planner:
         whole_batches = max(1, _CHUNK_ROWS // batch_size) * batch_size
         limit = batch_size
         while True:
-            with self.database.transaction() as connection:
-                chunk = plan.plan_chunk(
-                    connection,
-                    run_id=run.run_id,
-                    relation=self.relation,
-                    skip_older_rows_of=skip,
-                    limit=limit,
-                    batch_size=batch_size,
-                    now=self.clock(),
-                )
+            try:
+                chunk = self._chunk(run, skip, limit, batch_size, plan.WHOLE_PAGE)
+            except plan.SomeHaveJobs:
+                # The relation of users repeats an id; under the run's lock, nothing else can conflict.
+                chunk = self._chunk(run, skip, limit, batch_size, plan.WHO_HAS_NONE)
             yield chunk
             if chunk.done:
                 return
             limit = whole_batches
+
+    def _chunk(self, run: Run, skip: str | None, limit: int, batch_size: int, insert: Insert) -> Chunk:
+        with self.database.transaction() as connection:
+            return plan.plan_chunk(
+                connection,
+                run_id=run.run_id,
+                relation=self.relation,
+                skip_older_rows_of=skip,
+                limit=limit,
+                batch_size=batch_size,
+                insert=insert,
+                now=self.clock(),
+            )
 
     def _has_older_rows(self, run: Run) -> bool:
         with self.database.autocommit() as connection:
