@@ -228,6 +228,19 @@ def test_users_relation_may_name_a_view_or_another_schema(
     assert {job["github_login"] for job in ledger.jobs()} == {"user-1", "user-3"}
 
 
+def test_a_relation_that_repeats_a_user_gives_one_job(
+    scheduler: Scheduler, ledger: Ledger, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a careless join does. Batches are cut from the jobs that are written, not from the page."""
+    make_users(ledger.url, 7)
+    ledger.execute("CREATE VIEW joined AS SELECT users.* FROM users, generate_series(1, 3)")
+    monkeypatch.setenv("USERS_RELATION", "joined")
+    report = scheduler("daily", "--date", DAY, "--json", "--enqueue-batch-size", "2").report
+    assert (report["jobs_inserted"], report["jobs_enqueued"]) == (7, 7)
+    assert broker.count("daily") == 7
+    assert len({job["user_id"] for job in ledger.jobs()}) == len(ledger.jobs()) == 7
+
+
 def test_users_are_only_read(scheduler: Scheduler, ledger: Ledger) -> None:
     make_users(ledger.url, 3)
     untouched = "SELECT xmin::text, xmax::text, ctid::text, users.* FROM users ORDER BY id"

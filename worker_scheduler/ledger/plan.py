@@ -136,7 +136,7 @@ def plan_chunk(
     """Writes the jobs and batches of the next `limit` users, and moves the run's cursor past them.
 
     skip_older_rows_of: the partition whose older rows count as jobs; None where there are none.
-    Raises SomeHaveJobs, never with WHO_HAS_NONE; the transaction can only be rolled back then.
+    Raises SomeHaveJobs with WHOLE_PAGE alone; the transaction can only be rolled back then.
     """
     run = connection.execute(_LOCK_RUN, {"run_id": run_id}).one_or_none()
     if run is None:
@@ -173,7 +173,7 @@ def plan_chunk(
     try:
         chunk = connection.execute(text(statement), parameters).one()
     except IntegrityError as error:
-        if not isinstance(error.orig, UniqueViolation):
-            raise
-        raise SomeHaveJobs from error
+        if insert is WHOLE_PAGE and isinstance(error.orig, UniqueViolation):
+            raise SomeHaveJobs from error
+        raise
     return Chunk(jobs=int(chunk.jobs), batches=int(chunk.batches), done=chunk.done)
