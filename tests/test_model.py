@@ -34,6 +34,7 @@ from worker_scheduler.context import TickContext
 from worker_scheduler.ledger import batches, jobs, plan, rescue, runs
 from worker_scheduler.ledger.batches import ClaimedBatch
 from worker_scheduler.ledger.jobs import ClaimedJob
+from worker_scheduler.ledger.plan import Insert
 from worker_scheduler.ledger.rescue import DueJob
 from worker_scheduler.ledger.runs import NewRun
 from worker_scheduler.ledger.tables import JobStatus, Kind
@@ -136,8 +137,13 @@ class LedgerMachine(RuleBasedStateMachine):
         self.runs[key] = ModelRun(run.run_id, self.now + LEASE, enqueued_at=enqueued_at)
 
     @precondition(lambda self: self.runs)
-    @rule(pick=picks, limit=st.integers(1, 4), batch_size=st.integers(1, 3))
-    def a_planner_writes_a_chunk(self, pick: int, limit: int, batch_size: int) -> None:
+    @rule(
+        pick=picks,
+        limit=st.integers(1, 4),
+        batch_size=st.integers(1, 3),
+        insert=st.sampled_from([plan.WHOLE_PAGE, plan.WHO_HAS_NONE]),
+    )
+    def a_planner_writes_a_chunk(self, pick: int, limit: int, batch_size: int, insert: Insert) -> None:
         key, run = self.pick_run(pick)
         with self.database.transaction() as connection:
             chunk = plan.plan_chunk(
@@ -147,7 +153,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 skip_older_rows_of=None,
                 limit=limit,
                 batch_size=batch_size,
-                insert=plan.WHOLE_PAGE,
+                insert=insert,
                 now=self.now,
             )
         if run.state != "PLANNING":

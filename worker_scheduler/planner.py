@@ -34,13 +34,15 @@ class Planner:
         """
         skip = run.partition_key if self._has_older_rows(run) else None
         whole_batches = max(1, _CHUNK_ROWS // batch_size) * batch_size
-        limit = batch_size
+        limit, insert = batch_size, plan.WHOLE_PAGE
         while True:
             try:
-                chunk = self._chunk(run, skip, limit, batch_size, plan.WHOLE_PAGE)
+                chunk = self._chunk(run, skip, limit, batch_size, insert)
             except plan.SomeHaveJobs:
-                # The relation of users repeats an id; under the run's lock, nothing else can conflict.
-                chunk = self._chunk(run, skip, limit, batch_size, plan.WHO_HAS_NONE)
+                # The relation of users repeats an id, and may do so again in each chunk; under the run's
+                # lock, nothing else can conflict.
+                insert = plan.WHO_HAS_NONE
+                continue
             yield chunk
             if chunk.done:
                 return

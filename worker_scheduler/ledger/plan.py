@@ -1,4 +1,4 @@
-"""SQL of planning: one chunk of users becomes jobs and batches, in one statement.
+"""SQL of planning: one chunk of users becomes jobs and batches, in one transaction.
 
 The run's row is locked meanwhile and holds the cursor, so planners of one run that meet (the tick's
 lock switched off, or its lease run out) share the work; the unique index makes them correct.
