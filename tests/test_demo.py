@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.processes import Process, started
+from tests.support.processes import Process, alive, started
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ class Demo:
 
     def require_nothing_left(self) -> None:
         assert len(self._seen) >= 5, "servers, Beat and workers were not seen"
-        assert [process for process in self._seen if process.is_running()] == []
+        assert [process for process in self._seen if alive(process)] == []
         assert [folder for folder in self._folders if folder.exists()] == []
         assert list(self._temporary.iterdir()) == []
 

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from redis import Redis
 
+from tests.support.processes import alive
 from tests.support.waiting import wait_until
 from worker_scheduler import embedded
 
@@ -90,7 +91,7 @@ def test_both_answer_as_configured_and_leave_nothing() -> None:
         folder = data_directory(servers).parent
         started = descendants(os.getpid()) - before
         assert len(started) > 2
-    assert not any(process.is_running() for process in started)
+    assert not any(alive(process) for process in started)
     assert not folder.exists()
 
 
@@ -136,7 +137,7 @@ def test_they_end_with_the_process_that_asked_for_them(sent: signal.Signals) -> 
         # To the whole group, as a terminal does it on Ctrl-C.
         os.killpg(caller.pid, sent)
         assert caller.wait(30) == -sent
-    wait_until(lambda: not any(process.is_running() for process in started), 10, "their end")
+    wait_until(lambda: not any(alive(process) for process in started), 10, "their end")
     wait_until(lambda: not folder.exists(), 10, "the removal of their folder")
 
 
@@ -149,7 +150,7 @@ def test_a_terminated_keeper_stops_its_servers() -> None:
         keeper.terminate()
         wait_until(lambda: not folder.exists(), 10, "the removal of their folder")
         assert len(started) == 2
-        assert not any(process.is_running() for process in started)
+        assert not any(alive(process) for process in started)
 
 
 def test_folders_of_others_stay_as_they_were() -> None:

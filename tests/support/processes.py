@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from tests.support.waiting import wait_until
 
 
@@ -91,3 +93,13 @@ def started(process: Process) -> Iterator[Process]:
         yield process
     finally:
         process.kill()
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it still runs. A zombie has ended: an orphan is one until the system's init has reaped it,
+    which nobody here can hasten.
+    """
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
