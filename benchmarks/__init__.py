@@ -1,1 +1,1 @@
-"""How fast a tick is: against the stores' own floor, and against Celery's usual idioms."""
+"""Measures how fast a tick is, compared with the stores' own floor and with Celery's usual idioms."""

@@ -1,4 +1,4 @@
-"""Shows what was measured: a table in Markdown, a plot in SVG. It measures nothing."""
+"""Shows the measurements: a table in Markdown and a plot in SVG."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _STYLE = "text { font: 13px sans-serif; fill: #222 } .grid { stroke: #ddd } svg 
 
 
 def table(results: Results) -> str:
-    """Markdown: medians with their spread, and jobs a second."""
+    """Returns a Markdown table: medians with their spread, and jobs per second."""
     lines = [
-        "| users | subject | jobs a batch | seconds: median (least to most) | jobs/s | peak MiB |",
+        "| users | subject | jobs per batch | seconds: median (least to most) | jobs/s | peak MiB |",
         "|---:|---|---:|---|---:|---:|",
     ]
     return "\n".join([*lines, *_rows(results)])
@@ -32,27 +32,27 @@ def _rows(results: Results) -> Iterator[str]:
             yield (
                 f"| {users:,} | {subject.name} | {subject.batch_size} |"
                 f" {measured.median_seconds:.3f} ({least:.3f} to {most:.3f}) |"
-                f" {_jobs_a_second(users, measured):,.0f} | {max(measured.peak_mib):.0f} |"
+                f" {_jobs_per_second(users, measured):,.0f} | {max(measured.peak_mib):.0f} |"
             )
 
 
-def _jobs_a_second(users: int, measured: Measured) -> float:
+def _jobs_per_second(users: int, measured: Measured) -> float:
     return users / measured.median_seconds
 
 
 def put_into(page: Path, tables: str) -> None:
-    """Replaces what stands between the page's two marks."""
+    """Replaces the text between the two marks of a page."""
     before, _, rest = page.read_text().partition(_BEGIN)
     _, _, after = rest.partition(_END)
     page.write_text(f"{before}{_BEGIN}\n\n{tables}\n\n{_END}{after}")
 
 
 def plot(results: Results) -> str:
-    """Jobs a second against users, both by powers of ten."""
+    """Returns an SVG of jobs per second over users, both axes logarithmic."""
     subjects = list(dict.fromkeys(subject for of_size in results.values() for subject in of_size))
     points = {
         subject: [
-            (float(users), _jobs_a_second(users, of_size[subject]))
+            (float(users), _jobs_per_second(users, of_size[subject]))
             for users, of_size in results.items()
             if subject in of_size
         ]
@@ -72,7 +72,7 @@ def plot(results: Results) -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH + 160}" height="{_HEIGHT}">',
             f"<style>{_STYLE}</style>",
-            '<text x="10" y="18">jobs a second</text>',
+            '<text x="10" y="18">jobs per second</text>',
             *plane.grid(),
             *drawn,
             *labels,
@@ -82,11 +82,11 @@ def plot(results: Results) -> str:
 
 
 def _label(subject: Subject) -> str:
-    return f"{subject.name}, {subject.batch_size} a batch"
+    return f"{subject.name}, {subject.batch_size} per batch"
 
 
 class _Plane:
-    """Where a point of the measurement is on the paper."""
+    """Maps a measured point to its place in the SVG."""
 
     def __init__(self, points: list[tuple[float, float]]) -> None:
         self._x = _decades([x for x, _ in points])
@@ -119,7 +119,7 @@ class _Plane:
 
 
 def _decades(values: list[float]) -> range:
-    """The powers of ten around the values; at least one step."""
+    """Returns the exponents of the powers of ten around the values, at least two."""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     return range(low, max(high, low + 1) + 1)
 

@@ -1,4 +1,4 @@
-"""What the measured worker does: nothing, as a job's handler and as a Celery task of its own."""
+"""What the measured worker runs: an empty job handler, and an empty Celery task."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from worker_scheduler import app
 
 
 def handle(job: Any) -> None:
-    """SYNC_HANDLER."""
+    """Does nothing. The benchmark's SYNC_HANDLER."""
 
 
 @app.task(name=EMPTY, shared=False)  # type: ignore[untyped-decorator]
 def empty(user_id: str, partition_key: str, triggered_by: str, backfill_days: int | None = None) -> None:
-    """The same arguments as `sync_user`, and nothing else."""
+    """Does nothing, with the same arguments as `sync_user`."""

@@ -1,7 +1,7 @@
-"""What a day of many users needs: measures one job's bytes here, and simulates the day. For docs/scale.md.
+"""Measures the bytes of one job, and simulates a day with many users. For docs/scale.md.
 
-`python -m benchmarks.scale [--users N] [--jobs-per-second W] [--depth D]`. It measures no speed: the
-speeds of plan, dispatch and workers are given, from docs/performance.md or from elsewhere.
+`python -m benchmarks.scale [--users N] [--jobs-per-second W] [--depth D]`. It measures no speeds: those of
+planning, dispatch and workers are arguments, taken from docs/performance.md or elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import psycopg
 from redis import Redis
 
 from benchmarks.measure import Subject, child
-from benchmarks.sites import Site, Sites
+from benchmarks.stores import StoreCopies, Stores
 from worker_scheduler import embedded
 
 _SAMPLE = 200_000
@@ -31,8 +31,8 @@ SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree('{}') WHERE isleaf
 """
 _MARKER_DAYS = 8
 _MARKERS = 100_000
-# As a server has them that must survive a crash: each page is logged whole once after a checkpoint.
-# wal_level stays minimal, which saves only where a table is filled by the transaction that has made it.
+# The setting of a server that must survive a crash: after a checkpoint each page is logged whole once.
+# wal_level stays minimal, which saves log only for a table filled by the transaction that created it.
 _LOGGED_AS_IN_PRODUCTION = ("ALTER SYSTEM SET full_page_writes = on", "SELECT pg_reload_conf()")
 _DO_ALL = (
     "UPDATE sync_jobs SET status = 'RUNNING', attempt = 1, started_at = now(), leased_until = now()",
@@ -42,11 +42,12 @@ _DO_ALL = (
 
 @dataclass(frozen=True)
 class JobBytes:
-    """Bytes of one job: in Postgres once planned and once done, in its log, and in Redis while it waits.
+    """Bytes of one job: in Postgres once planned and once done, in the WAL, and in Redis while it waits.
 
-    open_entry, unique_entry: of one job in the partial index of open jobs, and in the unique index; both
-    are in `indexes`. message: with all that Redis keeps for it; text: of the message alone, and of the one
-    that Celery's own settings make for the same task. marker: of one batch, in Redis.
+    open_entry, unique_entry: its entries in the partial index of open jobs and in the unique index;
+    `indexes` includes both. message: the message with all that Redis keeps for it. text: only the
+    message's text. text_by_celery: the text of the same task's message with Celery's own settings.
+    marker: the marker of one batch in Redis.
     """
 
     row: float
@@ -65,7 +66,7 @@ class JobBytes:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Jobs a second that are planned, dispatched by one dispatcher, and done by all workers."""
+    """Jobs per second that are planned, dispatched by one dispatcher, and done by all workers."""
 
     planned: float
     dispatched: float
@@ -74,7 +75,7 @@ class Speeds:
 
 @dataclass
 class Moment:
-    """A second of the day."""
+    """The state at one second of the day."""
 
     second: int = 0
     planned: float = 0.0
@@ -83,39 +84,39 @@ class Moment:
 
     @property
     def waiting(self) -> float:
-        """Messages in Redis."""
+        """How many messages are in Redis."""
         return self.dispatched - self.done
 
 
 def measure() -> JobBytes:
-    """On embedded servers, with a sample of users."""
+    """Measures on embedded servers, with a sample of users."""
     with embedded.servers() as servers:
-        few = Sites(servers, _FEW)
+        few = StoreCopies(servers, _FEW)
         texts = [_text(few, subject) for subject in (Subject("tick", 200), Subject("group", 200))]
-        with Sites(servers, _SAMPLE).fresh() as site:
-            return _measure(site, texts)
+        with StoreCopies(servers, _SAMPLE).fresh() as stores:
+            return _measure(stores, texts)
 
 
-def _text(sites: Sites, subject: Subject) -> float:
-    with sites.fresh() as site, Redis.from_url(site.redis_url) as redis:
-        child(site, subject)
+def _text(copies: StoreCopies, subject: Subject) -> float:
+    with copies.fresh() as stores, Redis.from_url(stores.redis_url) as redis:
+        child(stores, subject)
         return float(len(redis.lindex("daily", 0)))
 
 
-def _measure(site: Site, texts: list[float]) -> JobBytes:
-    with Redis.from_url(site.redis_url) as redis, psycopg.connect(site.database_url) as connection:
+def _measure(stores: Stores, texts: list[float]) -> JobBytes:
+    with Redis.from_url(stores.redis_url) as redis, psycopg.connect(stores.database_url) as connection:
         connection.autocommit = True
         for statement in _LOGGED_AS_IN_PRODUCTION:
             connection.execute(statement.encode())
         connection.execute("CHECKPOINT")
         empty, log = redis.info("memory")["used_memory"], _wal(connection)
-        child(site, Subject("tick", 1000))
+        child(stores, Subject("tick", 1000))
         row, indexes = _sizes(connection)
         entries = [_index_size(connection, f"sync_jobs_{name}") for name in ("open", "one_job_per_user")]
         message = redis.info("memory")["used_memory"] - empty
         planned = _wal(connection)
         connection.execute("CHECKPOINT")
-        for step in _DO_ALL:  # as workers do it, one statement for all; vacuum comes in between
+        for step in _DO_ALL:  # what workers do job by job, in one statement; vacuum runs in between
             connection.execute(step.encode())
             connection.execute("VACUUM sync_jobs")
         row_done, indexes_done = _sizes(connection)
@@ -126,7 +127,7 @@ def _measure(site: Site, texts: list[float]) -> JobBytes:
 
 
 def _marker(redis: Redis) -> float:
-    """By many of them, since memory comes in steps."""
+    """Returns the bytes of one marker, measured over many because Redis allocates memory in steps."""
     empty = redis.info("memory")["used_memory"]
     run_id = uuid4()
     with redis.pipeline(transaction=False) as pipeline:
@@ -157,30 +158,33 @@ def _wal(connection: psycopg.Connection) -> float:
 
 
 def day(users: int, speeds: Speeds, depth: int | None, dispatchers: int) -> Iterator[Moment]:
-    """One run, second by second, until every job is done."""
+    """Simulates one run second by second, until every job is done.
+
+    depth: MAX_QUEUE_DEPTH, or None without a bound.
+    """
     now = Moment()
     while now.done < users:
         now.second += 1
         now.planned = min(users, now.planned + speeds.planned)
-        room = float("inf") if depth is None else max(0.0, depth - now.waiting)
-        sent = min(now.planned - now.dispatched, speeds.dispatched * dispatchers, room)
+        space = float("inf") if depth is None else max(0.0, depth - now.waiting)
+        sent = min(now.planned - now.dispatched, speeds.dispatched * dispatchers, space)
         now.dispatched += sent
         now.done = min(now.dispatched, now.done + speeds.done)
         yield now
 
 
 def report(users: int, speeds: Speeds, depth: int, job: JobBytes) -> Iterator[str]:
-    """Markdown."""
+    """Yields the lines of two Markdown tables: one job's bytes, and the day."""
     yield "| of one job | bytes |"
     yield "|---|---:|"
     for name, value in vars(job).items():
         yield f"| {name.replace('_', ' ')} | {value:,.0f} |"
     yield ""
-    yield f"| {users:,} users a day | |"
+    yield f"| {users:,} users per day | |"
     yield "|---|---:|"
     done = job.row_done + job.indexes_done
     yield f"| Postgres, a day's jobs, done | {users * done / 1e9:,.0f} GB |"
-    yield f"| Postgres, 90 days and the month that is being filled | {users * done * 120 / 1e12:,.1f} TB |"
+    yield f"| Postgres, 90 days and the current month | {users * done * 120 / 1e12:,.1f} TB |"
     yield f"| WAL of a day | {users * (job.wal_planned + job.wal_done) / 1e9:,.0f} GB |"
     for bound in (None, depth):
         peak, planned, ended = 0.0, 0, 0
@@ -197,7 +201,7 @@ def report(users: int, speeds: Speeds, depth: int, job: JobBytes) -> Iterator[st
             f"| markers of {_MARKER_DAYS} days, batches of {batch_size} |"
             f" {markers:,.0f}, {markers * job.marker / 1e9:,.2f} GB |"
         )
-    yield f"| workers' jobs a second that finish in a day | {users / _DAY:,.0f} |"
+    yield f"| jobs per second that all workers together must do to finish in a day | {users / _DAY:,.0f} |"
 
 
 def main() -> None:

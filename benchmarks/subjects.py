@@ -1,7 +1,7 @@
-"""What is measured, each in a process of its own: `python -m benchmarks.subjects NAME BATCH_SIZE`.
+"""Runs one subject in this process: `python -m benchmarks.subjects NAME BATCH_SIZE`.
 
-It prints one JSON object: when the work began (seconds since 1970), how long it took (seconds), and the
-most memory that the process ever had (KiB). Imports and preparations are not counted.
+Prints one JSON object: `began`, when the work began (seconds since 1970); `seconds`, how long it took; and
+`peak_kib`, the process's peak memory. The time does not include imports and preparations.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from uuid import UUID, uuid4
 
 import psycopg
 from celery import Celery, group
-from kombu.transport import memory as _memory  # noqa: F401 - else within the clock, when a message is rendered
+from kombu.transport import memory as _memory  # noqa: F401 - rendering a message imports it: not in the time
 from redis import Redis
 from sqlalchemy import Connection, create_engine, insert, text
 
-from benchmarks.sites import DAY, KEY
-from worker_scheduler import app, reconciler, tick, wiring
-from worker_scheduler import tasks as _tasks  # noqa: F401 - else within the clock, when a publisher is chosen
+from benchmarks.stores import DAY, KEY
+from worker_scheduler import app, wiring
+from worker_scheduler import tasks as _tasks  # noqa: F401 - choosing a publisher imports it: not in the time
+from worker_scheduler.config.options import DailyOptions
+from worker_scheduler.config.settings import load
+from worker_scheduler.fanout import tick
 from worker_scheduler.ledger import tables
 from worker_scheduler.ledger.months import new_run_id, uuid_prefix
-from worker_scheduler.options import DailyOptions
-from worker_scheduler.publisher import JobMessage
+from worker_scheduler.maintenance import reconciler
+from worker_scheduler.publisher import SharedFields
 from worker_scheduler.publisher.template import MessageTemplate, render
-from worker_scheduler.settings import load
 
 TRIGGER = "scheduler.daily"
 PUSH_MESSAGES = 1000
@@ -53,7 +55,7 @@ FROM users
 
 
 def prepare_tick(batch_size: int) -> Work:
-    """`scheduler daily` from its first query to its last, pauses left out."""
+    """Prepares `scheduler daily`, from its first query to its last, without pauses."""
 
     def work() -> None:
         options = DailyOptions(date=DAY, enqueue_batch_size=batch_size, enqueue_sleep_seconds=0)
@@ -66,7 +68,7 @@ def prepare_tick(batch_size: int) -> Work:
 
 
 def prepare_reconcile(batch_size: int) -> Work:
-    """One pass of `scheduler reconcile` that finds nothing to do, on connections that are open."""
+    """Prepares one pass of `scheduler reconcile` that finds nothing to do, on open connections."""
     context = ExitStack().enter_context(wiring.tick_context("benchmark", lambda _: None))
     reconciler.reconcile(context)
 
@@ -79,10 +81,10 @@ def prepare_reconcile(batch_size: int) -> Work:
 
 
 def prepare_floor(batch_size: int) -> Work:
-    """One INSERT … SELECT of the same rows from the users, then the same messages by LPUSH; nothing
-    overlapped.
+    """Prepares the least that the stores must do: one INSERT … SELECT of a tick's rows, then LPUSH of its
+    messages, one after the other.
 
-    The texts of the messages are made beforehand, and with them the ids of the jobs.
+    The messages and the ids of their jobs are made beforehand.
     """
     settings = load()
     connection = psycopg.connect(settings.database_url.get_secret_value().replace("+psycopg", ""))
@@ -93,7 +95,7 @@ def prepare_floor(batch_size: int) -> Work:
     connection.commit()
     dashed = str(UUID(f"{prefix}00000000"))[:-8]
     jobs = [(f"{dashed}{number:08x}", user_id) for number, (user_id,) in enumerate(user_ids, 1)]
-    template = render(app, JobMessage("daily", KEY, TRIGGER, None))
+    template = render(app, SharedFields("daily", KEY, TRIGGER, None))
     pushes = [
         list(_rendered(template, jobs[first : first + PUSH_MESSAGES]))
         for first in range(0, len(jobs), PUSH_MESSAGES)
@@ -111,7 +113,7 @@ def prepare_floor(batch_size: int) -> Work:
 
 
 def _rendered(template: MessageTemplate, jobs: list[tuple[str, str]]) -> Iterator[bytes]:
-    """The same bytes as the tick's script makes of the template."""
+    """Yields the messages, byte for byte as the tick's script makes them from the template."""
     group_id, tag = str(uuid4()), str(uuid4())[:28]
     for index, (job_id, user_id) in enumerate(jobs):
         value = {
@@ -126,12 +128,12 @@ def _rendered(template: MessageTemplate, jobs: list[tuple[str, str]]) -> Iterato
 
 
 def prepare_group(batch_size: int) -> Work:
-    """executemany of 1,000 rows, then `group(...).apply_async()` of a batch."""
+    """Prepares Celery's idiom: executemany of 1,000 rows, then `group(...).apply_async()` per batch."""
     return _idiom(batch_size, lambda producer: nullcontext())
 
 
 def prepare_group_in_batch(batch_size: int) -> Work:
-    """The same within kombu's `Producer.batch()`."""
+    """Prepares the same idiom within kombu's `Producer.batch()`."""
     return _idiom(batch_size, lambda producer: producer.batch(max_size=1000))
 
 
@@ -169,7 +171,7 @@ def _idiom(batch_size: int, within: Callable[[Any], AbstractContextManager[objec
 
 
 def _stock_task(broker_url: str) -> Any:
-    """`sync_user` on an app as people write it: Celery's own settings, no results."""
+    """Returns a `sync_user` task of an app with Celery's own settings and no results."""
     stock = Celery("idiom", broker=broker_url)
     stock.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True)
 
@@ -204,7 +206,7 @@ PREPARE: dict[str, Callable[[int], Work]] = {
 
 
 def main() -> None:
-    """Prepares, works, and says how it went."""
+    """Prepares the subject, runs it and prints its figures."""
     name, batch_size = sys.argv[1], int(sys.argv[2])
     work = PREPARE[name](batch_size)
     began, started = time.time(), time.perf_counter()

@@ -1,4 +1,4 @@
-"""How fast a real worker does empty jobs, against empty Celery tasks in the very same worker."""
+"""Measures how fast a real worker runs empty jobs, compared with empty Celery tasks in the same worker."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from tempfile import TemporaryDirectory
 
 from redis import Redis
 
-from benchmarks.sites import Site
+from benchmarks.stores import Stores
 
 EMPTY = "benchmarks.empty"
-"""The name of the task that does nothing."""
+"""The name of the empty task."""
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MESSAGES = 10_000
 _WARM_UP = 500
-"""Tasks that are not counted: the worker starts, its connections are opened."""
+"""Tasks that are not counted, because the worker starts and opens its connections."""
 _DEADLINE_SECONDS = 300
 
 
-def jobs_a_second(site: Site, say: Callable[[str], None]) -> tuple[float, float]:
-    """(`sync_user` with an empty handler, an empty task), each by what is left in its queue.
+def jobs_per_second(stores: Stores, say: Callable[[str], None]) -> tuple[float, float]:
+    """Returns the speeds of `sync_user` with an empty handler and of an empty task, both per second.
 
-    The site's queue `daily` holds the jobs of a tick; as many empty tasks are put behind it.
+    The queue `daily` must hold the messages of a tick. Copies of them become the empty tasks.
     """
-    with Redis.from_url(site.redis_url) as redis:
+    with Redis.from_url(stores.redis_url) as redis:
         redis.ltrim("daily", -_MESSAGES, -1)
         messages = redis.lrange("daily", 0, -1)
-        # The same message, but for the task's name.
+        # The same messages except for the task's name.
         redis.lpush(
             "empty", *[m.replace(b'"task": "sync_user"', f'"task": "{EMPTY}"'.encode()) for m in messages]
         )
-        with _worker(site, "daily"):
+        with _worker(stores, "daily"):
             jobs = _drained(redis, "daily", len(messages))
-        with _worker(site, "empty"):
+        with _worker(stores, "empty"):
             tasks = _drained(redis, "empty", len(messages))
     say(f"worker: {jobs:,.0f} jobs/s, {tasks:,.0f} empty tasks/s")
     return jobs, tasks
 
 
 @contextmanager
-def _worker(site: Site, queue: str) -> Iterator[None]:
+def _worker(stores: Stores, queue: str) -> Iterator[None]:
     environment = {
-        **site.environment,
+        **stores.environment,
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(_ROOT),
         "SYNC_HANDLER": "benchmarks.handler:handle",
@@ -66,7 +66,7 @@ def _worker(site: Site, queue: str) -> Iterator[None]:
 
 
 def _drained(redis: Redis, queue: str, messages: int) -> float:
-    """Tasks a second, from the end of the warm-up to the last."""
+    """Waits until the queue is empty; returns the tasks per second after the warm-up."""
     deadline = time.monotonic() + _DEADLINE_SECONDS
     _wait(lambda: _left(redis, queue) <= messages - _WARM_UP, deadline)
     started, left = time.perf_counter(), _left(redis, queue)
@@ -82,5 +82,5 @@ def _left(redis: Redis, queue: str) -> int:
 def _wait(reached: Callable[[], bool], deadline: float) -> None:
     while not reached():
         if time.monotonic() > deadline:
-            raise AssertionError("the worker did not come to its end")
+            raise AssertionError(f"the worker was not done after {_DEADLINE_SECONDS} s")
         time.sleep(0.01)

@@ -1,1 +1,1 @@
-"""`make demo`: one day's run on real parts, from Beat's ring to 1,000 completed jobs."""
+"""`make demo`: one day's run with real processes, from Beat's trigger to 1,000 completed jobs."""

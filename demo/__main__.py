@@ -1,6 +1,7 @@
-"""`python -m demo`: runs the demo, and stops all of it on Ctrl-C or SIGTERM.
+"""`python -m demo`: runs the demo, and stops all its processes on Ctrl-C or SIGTERM.
 
-Exit status: 0 all jobs completed; 1 something failed; 2 wrong environment; 128 + n signal n.
+Exit status: 0 if all jobs completed, 1 if something failed, 2 if the environment is wrong, 128 + n after
+signal n.
 """
 
 import sys
@@ -9,9 +10,9 @@ from demo.interruption import Interruption
 
 
 def main() -> int:
-    """Run the demo; returns the exit status."""
+    """Runs the demo; returns the exit status."""
     interruption = Interruption()
-    # Only now: these imports take half a second, in which Ctrl-C would show a traceback.
+    # Imported only now, because it takes half a second in which Ctrl-C would show a traceback.
     from demo.story import tell  # noqa: PLC0415
 
     return tell(interruption)

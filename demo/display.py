@@ -1,4 +1,4 @@
-"""Shows the jobs of a run by state: live on a terminal, a plain line now and then elsewhere."""
+"""Shows the jobs of a run by state: live on a terminal, otherwise as a plain line every two seconds."""
 
 import time
 
@@ -21,7 +21,7 @@ STYLES = {
 
 
 class Display:
-    """A context manager; `show` may be called as often as one likes."""
+    """A context manager that shows a run. `show` may be called any number of times."""
 
     def __init__(self, console: Console, users: int) -> None:
         self._console = console
@@ -39,8 +39,8 @@ class Display:
             self._live.stop()
 
     def show(self, run: Run | None) -> None:
-        """Show the run as it is now."""
-        title = "waiting for Beat's ring" if run is None else run.partition_key
+        """Shows the current state of the run."""
+        title = "waiting for Beat" if run is None else run.partition_key
         jobs = dict.fromkeys(STATES, 0) if run is None else run.jobs
         if self._live is not None:
             self._live.update(Group(Text(title, style="bold"), self._bars(jobs)), refresh=True)

@@ -1,11 +1,14 @@
-"""What a sync handler looks like; this one only takes its time, and syncs nothing."""
+"""What a sync handler looks like. This one only waits a few milliseconds."""
 
 import random
 import time
 
-from worker_scheduler.worker import SyncJob
+from worker_scheduler import SyncJob
 
 
 def sync(job: SyncJob) -> None:
-    """Return, and the job is COMPLETED; raise SkipJob, and it is SKIPPED; anything else, FAILED."""
+    """Syncs one user.
+
+    If it returns, the job is COMPLETED; if it raises SkipJob, SKIPPED; any other exception makes it FAILED.
+    """
     time.sleep(random.uniform(0.001, 0.005))

@@ -1,7 +1,7 @@
-"""Turns Ctrl-C and SIGTERM into an exception at a place that the demo chooses.
+"""Turns Ctrl-C and SIGTERM into an exception at a moment that the demo chooses.
 
-A handler that raised by itself could do so between the start of a process and the note of it, and
-leave that process behind.
+A signal handler that raised the exception itself could do so after a process has started but before the
+demo has recorded it, and nothing would stop that process.
 """
 
 import signal
@@ -20,7 +20,7 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Notes the first signal; further ones change nothing, so that the stop is orderly."""
+    """Remembers the first signal and ignores later ones, so that the demo stops in order."""
 
     def __init__(self) -> None:
         self._number: int | None = None
@@ -28,12 +28,12 @@ class Interruption:
             signal.signal(number, self._note)
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has come."""
+        """Raises Interrupted if a signal has arrived."""
         if self._number is not None:
             raise Interrupted(self._number)
 
     def pause(self) -> None:
-        """Sleep for the time between two looks at something; raise Interrupted likewise."""
+        """Sleeps for the time between two polls. Raises Interrupted if a signal has arrived."""
         self.check()
         time.sleep(POLL_SECONDS)
         self.check()

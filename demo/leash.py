@@ -1,7 +1,8 @@
-"""Runs a command until its own standard input ends, then stops it; its exit status is the command's.
+"""Runs a command and stops it when this process's standard input ends; exits with the command's status.
 
-The demo starts each process on a leash. The leash ends when the demo lets go of it, and also when
-the demo is killed and can let go of nothing, so that no worker outlives it. Standard library only.
+The demo starts each of its processes through this module and keeps the other end of standard input. The
+input ends when the demo closes it, and also when the demo is killed, so that no worker outlives the demo.
+Uses only the standard library.
 """
 
 import os
@@ -16,16 +17,16 @@ GRACE_SECONDS = 10.0
 
 
 def main(command: list[str]) -> int:
-    """Run the command in a session of its own; 128 + n if a signal n ended it."""
+    """Runs the command in a session of its own; returns its exit status, 128 + n if signal n ended it."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None:
         readable, _, _ = select.select([sys.stdin], [], [], POLL_SECONDS)
-        if readable:  # nobody writes to it: this is its end
+        if readable:  # nothing is ever written to it, so this is its end
             break
     with suppress(subprocess.TimeoutExpired):
         process.terminate()
         process.wait(GRACE_SECONDS)
-    # What it started, too: a worker's pool processes outlive a worker that was killed.
+    # Also kill its children: a worker's pool processes outlive a worker that was killed.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     status = process.wait()

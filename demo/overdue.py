@@ -1,6 +1,6 @@
-"""Makes Beat's stored clock look as after two days of downtime, so that it rings at its start.
+"""Makes the daily tick overdue, as after two days without a Beat, so that Beat sends it when it starts.
 
-It writes RedBeat's entry and nothing else; Beat itself finds that a slot has passed, and rings.
+This writes only RedBeat's entry. Beat itself finds that a slot has passed, and sends the tick.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ from worker_scheduler.celery_app import DAILY_TICK_ENTRY
 
 
 def main() -> None:
-    """Write the entry of the daily tick as Beat would, but with a last run two days ago."""
+    """Writes the entry of the daily tick as Beat would, but with a last run two days ago."""
     definition = app.conf.beat_schedule[DAILY_TICK_ENTRY]
     entry = RedBeatSchedulerEntry(name=DAILY_TICK_ENTRY, app=app, **definition)
     entry.last_run_at = datetime.now(UTC) - timedelta(days=2)

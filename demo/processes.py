@@ -1,4 +1,4 @@
-"""Starts, watches and stops the demo's processes; each logs to a file of its own."""
+"""Starts, watches and stops the demo's processes. Each writes its own log file."""
 
 import subprocess
 import sys
@@ -14,11 +14,11 @@ TAIL_LINES = 12
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why, and ends with what was logged."""
+    """The demo cannot continue. The message says why; for a process it ends with its last log lines."""
 
 
 class Processes:
-    """Python processes in one folder and environment, stopped together by `stop`."""
+    """Python processes that share a folder and an environment; `stop` stops all of them."""
 
     def __init__(
         self, home: Path, logs: Path, environment: Mapping[str, str], interruption: Interruption
@@ -30,7 +30,7 @@ class Processes:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, module: str, *arguments: str) -> None:
-        """Start `python -m module arguments`, and go on."""
+        """Starts `python -m module arguments` and does not wait for it."""
         command = [sys.executable, "-m", module, *arguments]
         with self._log(name).open("wb") as log:
             self._running[name] = subprocess.Popen(
@@ -40,11 +40,11 @@ class Processes:
                 stderr=log,
                 cwd=self._home,
                 env=self._environment,
-                start_new_session=True,  # Ctrl-C reaches the demo, and the demo stops them in order
+                start_new_session=True,  # Ctrl-C reaches only the demo, which then stops all in order
             )
 
     def run(self, name: str, module: str, *arguments: str, deadline_seconds: float) -> None:
-        """Run `python -m module arguments` to its end; raises DemoError if it fails."""
+        """Runs `python -m module arguments` to its end. Raises DemoError if it fails or takes too long."""
         self.start(name, module, *arguments)
         process = self._running[name]
         deadline = time.monotonic() + deadline_seconds
@@ -55,25 +55,25 @@ class Processes:
         if process.returncode != 0:
             raise self.failure(name, f"ended with status {process.returncode}")
         del self._running[name]
-        _let_go(process)
+        _close_input(process)
 
     def check(self) -> None:
-        """Raise DemoError if a process that should be running has ended."""
+        """Raises DemoError if a process that should be running has ended."""
         for name, process in self._running.items():
             status = process.poll()
             if status is not None:
                 raise self.failure(name, f"ended with status {status}")
 
     def failure(self, name: str, what: str) -> DemoError:
-        """What happened to a process, with the end of its log."""
+        """Returns an error that says what happened to a process, with the end of its log."""
         lines = self._log(name).read_text(errors="replace").splitlines()
         tail = "".join(f"\n    {line}" for line in lines[-TAIL_LINES:])
-        return DemoError(f"{name} {what}; it logged last:{tail or ' nothing'}")
+        return DemoError(f"{name} {what}; end of its log:{tail or ' (empty)'}")
 
     def stop(self) -> None:
-        """Stop all at once, and wait until they have."""
+        """Stops all processes at the same time, and waits for their end."""
         for process in self._running.values():
-            _let_go(process)
+            _close_input(process)
         for process in self._running.values():
             try:
                 process.wait(STOP_SECONDS)
@@ -86,6 +86,6 @@ class Processes:
         return self._logs / f"{name.replace(' ', '-')}.log"
 
 
-def _let_go(process: subprocess.Popen[bytes]) -> None:
+def _close_input(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
         process.stdin.close()

@@ -1,4 +1,4 @@
-"""The demo's own corner of Postgres and Redis; what an application keeps there stays untouched."""
+"""The demo's own schema and keys in Postgres and Redis; it touches nothing else on these servers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,15 +24,15 @@ class Stores:
 
 
 @contextmanager
-def own_corner(database_url: str, redis_url: str) -> Iterator[Stores]:
-    """A schema and a key prefix of the demo's own on servers that others use; removed at the end."""
+def own_schema(database_url: str, redis_url: str) -> Iterator[Stores]:
+    """Creates a schema and a key prefix on servers that others use too; removes both at the end."""
     name = f"worker_scheduler_demo_{token_hex(4)}"
     url = make_url(database_url).set(drivername="postgresql")
     administration = url.render_as_string(hide_password=False)
     with _connect(administration) as connection:
         connection.execute(SQL("CREATE SCHEMA {}").format(Identifier(name)))
     try:
-        # For every connection, by its URL: our tables and `users` are made and found there only.
+        # The URL sets the search path of every connection, so that tables are created and found only there.
         options = f"{url.query.get('options', '')} -csearch_path={name}".strip()
         own = url.update_query_dict({"options": options})
         yield Stores(own.render_as_string(hide_password=False), redis_url, f"{name}:")
@@ -45,7 +45,7 @@ def own_corner(database_url: str, redis_url: str) -> Iterator[Stores]:
 
 
 def make_users(stores: Stores, count: int) -> None:
-    """The application's side: a table with the two columns that the scheduler reads."""
+    """Creates the application's table of users, with the two columns that the scheduler reads."""
     with _connect(stores.database_url) as connection:
         connection.execute("CREATE TABLE users (id uuid PRIMARY KEY, github_login text NOT NULL)")
         connection.execute("CREATE UNIQUE INDEX ON users (lower(github_login))")
@@ -58,7 +58,7 @@ def make_users(stores: Stores, count: int) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """The run that Beat rang, as the tables show it."""
+    """The run that Beat triggered, as the tables show it."""
 
     partition_key: str
     jobs: dict[str, int]
@@ -69,27 +69,27 @@ class Run:
 
     @property
     def total(self) -> int:
-        """All jobs of the run that are planned so far."""
+        """How many jobs of the run are planned so far."""
         return sum(self.jobs.values())
 
     @property
     def is_over(self) -> bool:
-        """Whether no job waits or runs."""
+        """Whether there are jobs and none of them waits or runs."""
         return self.total > 0 and not self.jobs["PENDING"] and not self.jobs["RUNNING"]
 
 
 class Ledger:
-    """Reads the tables of the scheduler as an operator would, over one connection."""
+    """Reads the tables of the scheduler over one connection."""
 
     def __init__(self, stores: Stores) -> None:
         self._connection = _connect(stores.database_url)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Closes the connection."""
         self._connection.close()
 
     def run(self) -> Run | None:
-        """The run of the day; None as long as nobody has rung."""
+        """Returns the first run, or None before Beat has triggered it."""
         found = self._connection.execute(
             "SELECT partition_key, created_at FROM sync_runs ORDER BY created_at LIMIT 1"
         ).fetchone()

@@ -1,6 +1,6 @@
-"""What the demo does, step by step, and what it says about it.
+"""The steps of the demo, and what it prints about them.
 
-What it starts, it stops, however it ends.
+It stops everything that it started, however it ends.
 """
 
 import os
@@ -19,31 +19,33 @@ from rich.console import Console
 from demo.display import Display
 from demo.interruption import Interrupted, Interruption
 from demo.processes import DemoError, Processes
-from demo.stores import Ledger, Run, Stores, make_users, own_corner
-from worker_scheduler import embedded, urls
-from worker_scheduler.settings import Settings
+from demo.stores import Ledger, Run, Stores, make_users, own_schema
+from worker_scheduler import embedded
+from worker_scheduler.config import urls
+from worker_scheduler.config.postgres_url import postgres_url
+from worker_scheduler.config.settings import Settings
 
 USERS = 1_000
 COMMAND_SECONDS = 20.0
-RING_SECONDS = 15.0
+TRIGGER_SECONDS = 15.0
 JOBS_SECONDS = 40.0
 HOME = Path(__file__).resolve().parent.parent
 
 NEXT = """
-What to try next, with a PostgreSQL and a Redis of yours:
+What to try next, with your own PostgreSQL and Redis:
   export DATABASE_URL=postgresql://… REDIS_URL=redis://…
-  .venv/bin/scheduler migrate             make the tables
-  .venv/bin/scheduler check               is everything in order?
-  .venv/bin/scheduler daily --dry-run     what would the daily tick do?
-README.md goes on from here; `make test` runs the test suite."""
+  .venv/bin/scheduler migrate             create the tables
+  .venv/bin/scheduler check               check configuration and servers
+  .venv/bin/scheduler daily --dry-run     show what the daily tick would do
+README.md explains the next steps; `make test` runs the test suite."""
 
 
 class WrongEnvironment(Exception):
-    """DATABASE_URL and REDIS_URL cannot be used; the message says why."""
+    """DATABASE_URL and REDIS_URL cannot be used. The message says why."""
 
 
 def tell(interruption: Interruption) -> int:
-    """Run the demo; returns the exit status."""
+    """Runs the demo; returns the exit status."""
     console = Console(highlight=False, soft_wrap=True)
     try:
         _demonstrate(console, interruption)
@@ -69,7 +71,7 @@ def _demonstrate(console: Console, interruption: Interruption) -> None:
         stores = stack.enter_context(_stores(console))
         interruption.check()
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demo-")))
-        processes = Processes(HOME, logs, _environment(stores), interruption)
+        processes = Processes(HOME, logs, _environment(stores, logs), interruption)
         stack.callback(processes.stop)
 
         console.print("scheduler migrate, and 1,000 demo users")
@@ -89,40 +91,46 @@ def _demonstrate(console: Console, interruption: Interruption) -> None:
             run = _watch(ledger, redis, display, processes, interruption)
         _require_success(run)
         _summarise(console, run, beat_started_at)
-        console.print("stopping what was started")
+        console.print("stopping all processes")
     console.print(f"the whole demo took {time.monotonic() - began:.1f} s")
     console.print(NEXT)
 
 
 @contextmanager
 def _stores(console: Console) -> Iterator[Stores]:
-    """Embedded servers; or a corner of those that both variables name."""
+    """Starts embedded servers, or uses a schema of the servers that DATABASE_URL and REDIS_URL name."""
     database_url, redis_url = os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL")
     if bool(database_url) != bool(redis_url):
         raise WrongEnvironment("set both DATABASE_URL and REDIS_URL, or neither")
     if database_url and redis_url:
-        console.print("Postgres of DATABASE_URL (in a schema of the demo's own), Redis of REDIS_URL")
+        console.print("using Postgres at DATABASE_URL, in a new schema, and Redis at REDIS_URL")
         for name, check, value in (
-            ("DATABASE_URL", urls.postgres_url, database_url),
+            ("DATABASE_URL", postgres_url, database_url),
             ("REDIS_URL", urls.redis_url, redis_url),
         ):
             try:
                 check(value)
             except ValueError as fault:
                 raise WrongEnvironment(f"{name} {fault}") from None
-        with own_corner(urls.postgres_url(database_url), urls.redis_url(redis_url)) as stores:
+        with own_schema(postgres_url(database_url), urls.redis_url(redis_url)) as stores:
             yield stores
     else:
-        console.print("Postgres and Valkey from wheels, for as long as the demo runs")
+        console.print("starting Postgres and Valkey from wheels; they stop when the demo ends")
         with embedded.servers() as servers:
             yield Stores(servers.database_url, servers.redis_url, redis_key_prefix="")
 
 
-def _environment(stores: Stores) -> dict[str, str]:
-    """Ours without any variable of the scheduler's, so that the demo is the same everywhere."""
+def _environment(stores: Stores, temporary: Path) -> dict[str, str]:
+    """Returns this environment with the demo's variables in place of the scheduler's.
+
+    So the demo does the same everywhere.
+
+    A worker that has to be killed leaves its folder of temporary files; in `temporary` the demo removes it.
+    """
     names = {name.upper() for name in Settings.model_fields}
     return {
         **{name: value for name, value in os.environ.items() if name not in names},
+        "TMPDIR": str(temporary),
         "DATABASE_URL": stores.database_url,
         "REDIS_URL": stores.redis_url,
         "REDIS_KEY_PREFIX": stores.redis_key_prefix,
@@ -139,48 +147,48 @@ def _watch(
     processes: Processes,
     interruption: Interruption,
 ) -> Run:
-    """Show the run until each user's job has ended; raises DemoError when that takes too long."""
-    deadline = time.monotonic() + RING_SECONDS
-    rung = False
+    """Shows the run until each user's job has ended. Raises DemoError if that takes too long."""
+    deadline = time.monotonic() + TRIGGER_SECONDS
+    triggered = False
     while True:
         run = ledger.run()
         display.show(run)
         if run is not None and run.is_over and run.total >= USERS:
             return run
-        if run is not None and not rung:
-            rung = True
+        if run is not None and not triggered:
+            triggered = True
             deadline = time.monotonic() + JOBS_SECONDS
         processes.check()
-        redis.ping()  # worker and Beat would try for a minute before they gave up
-        if time.monotonic() > deadline and not rung:
-            raise processes.failure("beat", f"did not ring within {RING_SECONDS:g} s")
+        redis.ping()  # fails at once if Redis is away; worker and Beat would retry for a minute
+        if time.monotonic() > deadline and not triggered:
+            raise processes.failure("beat", f"did not trigger the daily tick within {TRIGGER_SECONDS:g} s")
         if time.monotonic() > deadline:
-            raise processes.failure("worker", f"was not done within {JOBS_SECONDS:g} s")
+            raise processes.failure("worker", f"did not run all jobs within {JOBS_SECONDS:g} s")
         interruption.pause()
 
 
 def _require_success(run: Run) -> None:
     if run.jobs["COMPLETED"] != USERS or run.total != USERS:
         counts = ", ".join(f"{count:,} {state}" for state, count in run.jobs.items() if count)
-        raise DemoError(f"not all of {USERS:,} jobs completed: {counts} ({run.an_error})")
+        raise DemoError(f"not all {USERS:,} jobs completed: {counts} ({run.an_error})")
 
 
 def _summarise(console: Console, run: Run, beat_started_at: datetime) -> None:
     others = run.total - run.jobs["COMPLETED"]
     console.print(
-        f"\n[bold green]{run.jobs['COMPLETED']:,} COMPLETED, {others} anything else[/bold green]"
+        f"\n[bold green]{run.jobs['COMPLETED']:,} jobs COMPLETED, {others} in any other state[/bold green]"
         f" ({run.partition_key})"
     )
     for what, when in (
-        ("Beat's ring reached the worker", run.created_at),
+        ("the worker started the daily tick", run.created_at),
         ("the first job started", run.first_started_at),
         ("the last job completed", run.last_completed_at),
     ):
         if when is not None:
             console.print(f"  {(when - beat_started_at).total_seconds():5.1f} s  {what}")
-    console.print("  counted from the start of Beat")
+    console.print("  after the start of Beat")
 
 
 def _say_failure(what: str) -> None:
-    # Plain, to stderr: log lines may hold what Rich would take for markup.
+    # Written without Rich, because log lines may contain what Rich would take for markup.
     sys.stderr.write(f"demo: {what}\n")

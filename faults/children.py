@@ -1,4 +1,4 @@
-"""Starts, kills and waits for the suite's children; each is a process of its own, with its own log."""
+"""Starts, kills and waits for the suite's child processes. Each writes to a log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception): .*$", re.MULTILIN
 
 
 def warm_up() -> None:
-    """Has the process that all children are forked from import the product."""
+    """Imports the product in the process that all children are forked from."""
     _context.set_forkserver_preload(["faults.programs"])
     child = _context.Process(target=_nothing)
     child.start()
@@ -30,7 +30,7 @@ def warm_up() -> None:
 
 
 class Child:
-    """One process; it is running when this is made."""
+    """One process. Creating the object starts it."""
 
     def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
         self.name = f"{arguments[0]}-{next(_numbers)}"
@@ -51,18 +51,18 @@ class Child:
 
     @property
     def was_killed(self) -> bool:
-        """Whether it had not ended before a SIGKILL; asked once it has been waited for."""
+        """Whether SIGKILL ended it. Ask only after `wait`."""
         return self.exit_status == -signal.SIGKILL
 
     @property
     def last_error(self) -> str:
-        """What the last exception in its log says; others of its kind write there, too."""
+        """The last exception in its log, which it shares with the other children of its kind."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         found: list[str] = _EXCEPTION.findall(text)
         return found[-1] if found else "no exception in its log"
 
     def kill(self) -> None:
-        """SIGKILL to it and to its children, at once; does not wait."""
+        """Sends SIGKILL to it and its children, and does not wait for their end."""
         pid = self._process.pid
         assert pid is not None
         if not self.running:
@@ -71,11 +71,21 @@ class Child:
             self.peak_kib = max(self.peak_kib, psutil.Process(pid).memory_info().rss // 1024)
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        with suppress(ProcessLookupError):  # before its setsid() it had no group
+        with suppress(ProcessLookupError):  # it has no process group until its setsid()
             os.kill(pid, signal.SIGKILL)
 
+    def terminate(self) -> None:
+        """Sends SIGTERM to it alone, and does not wait for its end."""
+        assert self._process.pid is not None
+        if self.running:
+            os.kill(self._process.pid, signal.SIGTERM)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
     def wait(self, deadline_seconds: float) -> bool:
-        """Whether it has ended by then."""
+        """Waits for at most `deadline_seconds`; returns whether it has ended."""
         self._process.join(deadline_seconds)
         return not self.running
 

@@ -1,4 +1,4 @@
-"""Cuts what a client sends into commands: of Postgres' protocol and of Redis'. It understands none."""
+"""Splits what a client sends into commands of the Postgres or Redis protocol, without interpreting them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator
 
 _PROTOCOL_3 = 3
 _LAST_OF_A_REQUEST = frozenset(b"QSHFXp")
-"""Query, Sync, Flush, FunctionCall, Terminate, and the answer to a password's challenge: after each of
-them a client waits. What goes before (Parse, Bind, Describe, Execute) belongs to the same request."""
+"""Query, Sync, Flush, FunctionCall, Terminate, and the answer to a password request. After each of these
+the client waits. Messages before them (Parse, Bind, Describe, Execute) belong to the same request."""
 
 Cutter = Callable[[socket.socket], Iterator[bytes]]
 
 
 class _Ended(Exception):
-    """The client said nothing more."""
+    """The client closed the connection."""
 
 
 class _Reader:
-    """Whole pieces of a stream that arrives in whatever pieces it likes."""
+    """Reads given lengths and whole lines from a stream, whose packets may end anywhere."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -50,10 +50,11 @@ class _Reader:
 
 
 def postgres_commands(connection: socket.socket) -> Iterator[bytes]:
-    """Each request: its messages up to the one after which the client waits for an answer."""
+    """Yields each request: its messages up to the one after which the client waits for an answer."""
     reader = _Reader(connection)
     try:
-        # What comes first has a length and no type: the wish for TLS, which is declined, or the start.
+        # The first messages have a length but no type: a request for TLS, which is declined, and the
+        # startup message.
         started = False
         while not started:
             length = reader.take(4)
@@ -72,7 +73,7 @@ def postgres_commands(connection: socket.socket) -> Iterator[bytes]:
 
 
 def redis_commands(connection: socket.socket) -> Iterator[bytes]:
-    """Each array of bulk strings, however long; one by one where a client sends several at once."""
+    """Yields each command (an array of bulk strings), one by one even if the client pipelines several."""
     reader = _Reader(connection)
     try:
         while True:

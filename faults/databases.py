@@ -1,4 +1,4 @@
-"""Makes the databases of lanes, with the product's tables and the users; it checks nothing."""
+"""Creates the databases of the lanes, with the product's tables and the users."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
+from worker_scheduler.ledger.database import Database
 from worker_scheduler.ledger.schema import upgrade
 
 _TEMPLATE = "faults_template"
@@ -14,12 +15,17 @@ _USERS = """
 CREATE TABLE users (number int PRIMARY KEY, id uuid NOT NULL UNIQUE);
 INSERT INTO users SELECT number, md5('user-' || number)::uuid FROM generate_series(0, {last}) AS number;
 """
-# Replaced for each fault: the users whom the product sees, and whom the handler puts off once. Repeated,
-# as a careless join repeats them: the product has to give each one job all the same.
+# Replaced for each fault. It selects the users that the product sees, marks those whose jobs the handler
+# retries once (`late-`), and may repeat each user, as a careless join does: each must still get one job.
 _PARTICIPANTS = """
 CREATE OR REPLACE VIEW participants AS
 SELECT id, CASE WHEN number < {late} THEN 'late-' ELSE 'user-' END || number AS github_login
 FROM users CROSS JOIN generate_series(1, {times}) WHERE number >= {first} AND number < {end}
+"""
+_BROKEN = """
+CREATE OR REPLACE VIEW participants AS
+SELECT id, 'user-' || 1 / (number - number) AS github_login
+FROM users WHERE number >= {first} AND number < {end}
 """
 
 
@@ -29,23 +35,28 @@ def with_database(url: str, name: str | int) -> str:
 
 
 def make_template(server_url: str, users: int) -> None:
-    """A database with the product's tables and so many users, for `make_database` to copy."""
+    """Creates a database with the product's tables and that many users, which `make_database` copies."""
     _administer(server_url, SQL("CREATE DATABASE {}").format(Identifier(_TEMPLATE)))
     url = with_database(server_url, _TEMPLATE)
-    upgrade(url)
+    database = Database(url)
+    upgrade(database)
+    database.dispose()
     with psycopg.connect(url) as connection:
         connection.execute(SQL(_USERS).format(last=Literal(users - 1)))
 
 
 def make_database(server_url: str, name: str) -> str:
-    """A copy of the template; its URL."""
+    """Copies the template; returns the URL of the copy."""
     create = SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(_TEMPLATE))
     _administer(server_url, create)
     return with_database(server_url, name)
 
 
 def show_participants(database_url: str, first: int, count: int, late: int, times: int) -> None:
-    """From now on the product sees users `first` and up, each so many times; `late` are put off once."""
+    """Makes the product see `count` users from `first` on, each `times` times.
+
+    The jobs of the first `late` of them are retried once.
+    """
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(
             SQL(_PARTICIPANTS).format(
@@ -55,6 +66,12 @@ def show_participants(database_url: str, first: int, count: int, late: int, time
                 times=Literal(times),
             )
         )
+
+
+def break_participants(database_url: str, first: int, count: int) -> None:
+    """Makes the view raise an error for `count` users from `first` on, until `show_participants`."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(SQL(_BROKEN).format(first=Literal(first), end=Literal(first + count)))
 
 
 def _administer(server_url: str, statement: Composed) -> None:

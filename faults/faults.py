@@ -1,4 +1,4 @@
-"""What a fault is, and which ones a run plays, in which order: all of it follows from the seed."""
+"""Defines a fault, and chooses which faults a run plays, in which order. The seed decides all of it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from enum import StrEnum
 
 from faults.proxy import Way
 
-USERS_A_FAULT = 40
-DEFAULT_FAULTS = 330
-FEWEST_FAULTS = 300
-"""A run of DEFAULT_FAULTS or more proves nothing if fewer than these have struck."""
+USERS_PER_FAULT = 40
+DEFAULT_FAULTS = 400
+FEWEST_FAULTS = 350
+"""A run of DEFAULT_FAULTS or more fails if fewer faults than this have struck."""
 _FIRST_DAY = date(2000, 1, 1)
 
 
 class Kind(StrEnum):
-    """The families of faults; the docs have a line for each."""
+    """The kinds of faults; docs/faults.md has a line for each."""
 
     TICK = "tick, at a command"
     GROUP_TICK = "tick with PUBLISHER=group, at a command"
@@ -32,12 +32,18 @@ class Kind(StrEnum):
     FLUSH = "Redis flushed"
     STALL = "Postgres and Redis stalled"
     FULL = "Redis full"
+    HELD = "sync_jobs locked"
+    AWAY = "Postgres away for longer than a lease"
+    OLDER_DATA = "Redis restarted from older data, under load"
+    WRONG_CLOCK = "a host whose clock is wrong"
+    BROKEN_VIEW = "a run that cannot be planned, Redis flushed"
+    SILENT_BROKER = "RabbitMQ takes no messages"
     BEAT = "Beat killed"
 
 
 STEPS = (Kind.TICK, Kind.GROUP_TICK, Kind.RECONCILE)
 ANYWHERE = (*STEPS, Kind.RANDOM_TICK, Kind.RANDOM_RECONCILE, Kind.HERD, Kind.LOCKLESS_HERD)
-"""Faults that leave the servers and the workers alone, so that lanes play them side by side."""
+"""Faults that do not touch servers or workers, so that several lanes can play them in parallel."""
 
 _FIXED = {
     Kind.RANDOM_TICK: 12,
@@ -50,13 +56,19 @@ _FIXED = {
     Kind.FLUSH: 6,
     Kind.STALL: 6,
     Kind.FULL: 6,
+    Kind.HELD: 6,
+    Kind.AWAY: 6,
+    Kind.OLDER_DATA: 4,
+    Kind.WRONG_CLOCK: 12,
+    Kind.BROKEN_VIEW: 4,
+    Kind.SILENT_BROKER: 6,
     Kind.BEAT: 3,
 }
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, with a partition and users of its own. seed: of what is random in it."""
+    """One fault, which no other shares its partition or users with. `seed` decides what is random in it."""
 
     number: int
     kind: Kind
@@ -74,22 +86,31 @@ class Fault:
 
     @property
     def first_user(self) -> int:
-        return self.number * USERS_A_FAULT
+        return self.number * USERS_PER_FAULT
 
     def __str__(self) -> str:
         where = "" if self.step is None else f", {self.way}, step {self.step}"
         return f"fault {self.number} ({self.kind}{where})"
 
 
-def choose(seed: int, count: int, steps: dict[Kind, int], only: frozenset[Kind] | None) -> list[Fault]:
-    """The faults of a run. steps: commands of an undisturbed tick or pass. only: these kinds.
+def choose(
+    seed: int,
+    count: int,
+    steps: dict[Kind, int],
+    only: frozenset[Kind] | None,
+    without: frozenset[Kind] = frozenset(),
+) -> list[Fault]:
+    """Returns the faults of a run, in order.
 
-    SIGKILL at every step of a tick, before the command and after it, is always there; of the other
-    ways, and of reconcile, as many as `count` leaves room for.
+    steps: how many commands an undisturbed tick or pass sends. only: play only these kinds. without: these
+    cannot be played here; others take their places.
+
+    A run always kills a tick before and after each of its commands. The faults at other commands, and
+    the other ways (cut, stall), are chosen at random until there are `count` faults.
     """
     chance = random.Random(seed)
     wanted: list[tuple[Kind, Way | None, int | None]] = [
-        (kind, None, None) for kind, number in _FIXED.items() for _ in range(number)
+        (kind, None, None) for kind, number in _FIXED.items() if kind not in without for _ in range(number)
     ]
     every = [(kind, way, step + 1) for kind in STEPS for way in Way for step in range(steps[kind])]
     always = [one for one in every if one[0] is Kind.TICK and one[1] in {Way.KILL_BEFORE, Way.KILL_AFTER}]

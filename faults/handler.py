@@ -1,4 +1,4 @@
-"""The suite's handler; it notes what it does in a file of its own, which no fault touches."""
+"""The suite's handler. It records what it does in a file that no fault touches."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ RECORD = "FAULTS_RECORD"
 PROCESS = "FAULTS_PROCESS"
 SECONDS = "FAULTS_HANDLER_SECONDS"
 LATE = "late-"
-"""Logins that begin so are put off once, so that reconcile has something to publish."""
+"""Jobs of logins with this prefix are retried once, so that reconcile has something to publish."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the record: what a worker's process did to an attempt at a job."""
+    """One line of the record: what happened to an attempt at a job, and in which worker process."""
 
     what: str
     job_id: UUID
@@ -28,7 +28,7 @@ class Entry:
 
 
 def handle(job: SyncJob) -> None:
-    """Notes the beginning, works for a while, notes the end."""
+    """Records the beginning, works for a while, records the end."""
     _note("began", job)
     time.sleep(float(os.environ.get(SECONDS, "0")))
     if job.attempt == 1 and (job.github_login or "").startswith(LATE):
@@ -38,7 +38,7 @@ def handle(job: SyncJob) -> None:
 
 
 def read(record: Path) -> list[Entry]:
-    """The record so far, in its order."""
+    """Returns the record so far, in the order in which it was written."""
     if not record.exists():
         return []
     lines = [line.split() for line in record.read_text().splitlines()]
@@ -47,7 +47,7 @@ def read(record: Path) -> list[Entry]:
 
 def _note(what: str, job: SyncJob) -> None:
     line = f"{what} {job.job_id} {job.attempt} {os.environ[PROCESS]}\n"
-    # One write in append mode: lines of several processes never mix, and a SIGKILL cuts none.
+    # One write in append mode, so that lines of several processes never mix and SIGKILL truncates none.
     descriptor = os.open(os.environ[RECORD], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, line.encode())

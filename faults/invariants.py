@@ -1,4 +1,4 @@
-"""What must be true of a partition after its fault: asked of Postgres and of the handler's record."""
+"""Checks a partition after its fault, in Postgres and in the handler's record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import UUID
 
 import psycopg
 
-from faults.faults import USERS_A_FAULT, Fault
+from faults.faults import USERS_PER_FAULT, Fault
 from faults.handler import Entry, read
 
 NO_RUN = "the run is missing"
@@ -27,7 +27,7 @@ UNION ALL
 SELECT 'batch ' || number || ' is unsent or leased' FROM sync_batches JOIN sync_runs USING (run_id)
 WHERE partition_key = %(key)s AND (claimed_until IS NOT NULL OR sync_batches.enqueued_at IS NULL)
 UNION ALL
-SELECT 'the lock of a tick is held' FROM sync_locks WHERE partition_key = %(key)s
+SELECT 'a tick lock is held' FROM sync_locks WHERE partition_key = %(key)s
 """
 
 _JOBS = """
@@ -45,7 +45,7 @@ SELECT EXISTS (SELECT FROM sync_runs WHERE partition_key = %(key)s AND leased_un
 
 
 def leases_ran_out(database_url: str, fault: Fault) -> bool:
-    """Whether nobody holds the run or a batch of it any more."""
+    """Whether no process holds a lease of the run or of one of its batches."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         row = connection.execute(_LEASED, {"key": fault.partition_key}).fetchone()
     assert row is not None
@@ -53,21 +53,31 @@ def leases_ran_out(database_url: str, fault: Fault) -> bool:
 
 
 def unfinished(database_url: str, fault: Fault) -> list[str]:
-    """What reconcile still has to put right, or a worker to do; it may take its time."""
+    """Returns what reconcile or a worker still has to do. The list may become empty by waiting."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         return [row[0] for row in connection.execute(_UNFINISHED, {"key": fault.partition_key})]
 
 
+def open_jobs(database_url: str) -> int:
+    """Counts the jobs of all partitions that are PENDING or RUNNING."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM sync_jobs WHERE status IN ('PENDING', 'RUNNING')"
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def broken(database_url: str, fault: Fault, record: Path, killed: frozenset[str]) -> list[str]:
-    """What no time mends. killed: the workers that the suite has killed."""
+    """Returns what waiting cannot fix. killed: the workers that the suite has killed."""
     first = fault.first_user
     with psycopg.connect(database_url, autocommit=True) as connection:
         jobs = connection.execute(_JOBS, [fault.partition_key]).fetchall()
-        users = {row[0] for row in connection.execute(_USERS, [first, first + USERS_A_FAULT])}
+        users = {row[0] for row in connection.execute(_USERS, [first, first + USERS_PER_FAULT])}
     jobs_of = Counter(user_id for _, user_id, _ in jobs)
     found = [
         *_difference("users without a job", users - jobs_of.keys()),
-        *_difference("jobs of users who are none of it", jobs_of.keys() - users),
+        *_difference("jobs of users of other faults", jobs_of.keys() - users),
         *_difference("users with several jobs", {user for user, number in jobs_of.items() if number > 1}),
         *_difference("jobs not COMPLETED", {job for job, _, status in jobs if status != "COMPLETED"}),
     ]
@@ -75,12 +85,12 @@ def broken(database_url: str, fault: Fault, record: Path, killed: frozenset[str]
 
 
 def handled_again(database_url: str, fault: Fault, record: Path) -> int:
-    """How many jobs of the partition were begun more than once, and not because they were put off."""
+    """Counts the jobs of the partition that were begun more than once, other than by RetryLater."""
     with psycopg.connect(database_url, autocommit=True) as connection:
-        ours = {row[0] for row in connection.execute(_JOBS, [fault.partition_key])}
+        job_ids = {row[0] for row in connection.execute(_JOBS, [fault.partition_key])}
     times: Counter[UUID] = Counter()
     for entry in read(record):
-        if entry.job_id in ours:
+        if entry.job_id in job_ids:
             times[entry.job_id] += {"began": 1, "put-off": -1}.get(entry.what, 0)
     return sum(1 for number in times.values() if number > 1)
 
@@ -93,13 +103,13 @@ def _not_as_recorded(jobs: set[UUID], entries: list[Entry], killed: frozenset[st
             by_job[entry.job_id].append(entry)
         if entry.what == "began":
             last_begun[entry.process] = (entry.job_id, entry.attempt)
-    # A worker does one job at a time, so what it had in hand when it was killed is what it began last.
+    # A worker runs one job at a time, so the job that it ran when it was killed is the last one it began.
     in_hand = {last_begun[process] for process in killed & last_begun.keys()}
     never = {job for job in jobs if not any(entry.what == "ended" for entry in by_job[job])}
     again = {job for job in jobs if _unexcused(by_job[job], in_hand) > 1}
     return [
-        *_difference("jobs that no handler has done", never),
-        *_difference("jobs done again though no worker was killed over them", again),
+        *_difference("jobs that no handler has ended", never),
+        *_difference("jobs done again although no worker was killed while it ran them", again),
     ]
 
 

@@ -1,70 +1,73 @@
-"""Faults of what stands for days: workers and Beat, killed at random times."""
+"""Faults of permanent processes: workers and Beat, killed at random times."""
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from faults import handler
 from faults.children import Child
-from faults.faults import USERS_A_FAULT, Fault, Kind
+from faults.faults import USERS_PER_FAULT, Fault, Kind
 from faults.lane import REPAIR_SECONDS, Lane
-from faults.step_faults import half_a_tick
-from faults.waiting import Overdue, pass_by, wait_until
+from faults.step_faults import kill_tick_halfway
+from tests.support.waiting import Overdue, wait_until
 
 HANDLER_SECONDS = 0.1
-WORKER_REPAIR_SECONDS = 2.0 + 10.0 + USERS_A_FAULT * HANDLER_SECONDS + REPAIR_SECONDS
-"""VISIBILITY_TIMEOUT_SECONDS, and Redis' look for a dead worker's messages each 10 s, while its lease of
-3 s runs out; all jobs, since a message that is nowhere is found when the queue has run dry; then
-reconcile.
+WORKER_REPAIR_SECONDS = 2.0 + 10.0 + USERS_PER_FAULT * HANDLER_SECONDS + REPAIR_SECONDS
+"""VISIBILITY_TIMEOUT_SECONDS, then at most 10 s until kombu looks for a dead worker's messages, during
+which the job's lease of 3 s expires; then all jobs, because a lost message is found only when the queue is
+empty; then reconcile.
 """
-BEAT_REPAIR_SECONDS = 120.0 + 30.0 + REPAIR_SECONDS
-"""A lock of 120 s, asked for each 30 s; then what the next Beat rings."""
+BEAT_REPAIR_SECONDS = 120.0 + 30.0 + REPAIR_SECONDS + 2 * USERS_PER_FAULT * HANDLER_SECONDS
+"""The dead Beat's lock of 120 s, for which the next Beat asks every 30 s; then what that Beat triggers, and
+all jobs, between which the same worker runs the passes of reconcile.
+"""
 _LOCK = "Acquired lock"
 
 
 def kill_worker(lane: Lane, fault: Fault) -> bool:
-    """SIGKILL to the lane's worker, over a job or while messages are just coming in.
+    """Kills the lane's worker while it runs a job, or while messages are just coming in.
 
-    Strikes if it had a job in hand, or messages were still to come or to be worked off.
+    Returns whether it ran a job, or jobs were left to plan, publish or run, at that moment.
     """
     chance = lane.chance(fault)
     lane.prepare(fault)
-    victim = lane.standing("worker").name
+    victim = lane.current("worker").name
     if fault.kind is Kind.BUSY_WORKER:
         done_before = _begun(lane.record)
         lane.tick(fault)
-        wanted = done_before + chance.randint(1, USERS_A_FAULT - 5)
-        wait_until(lambda: _begun(lane.record) >= wanted, 60, "a job that runs", poll_seconds=0.01)
-        pass_by(chance.uniform(0, HANDLER_SECONDS))
-        with suppress(Overdue):  # then the jobs are done: too late
+        wanted = done_before + chance.randint(1, USERS_PER_FAULT - 5)
+        wait_until(lambda: _begun(lane.record) >= wanted, 60, "a running job", poll_seconds=0.01)
+        time.sleep(chance.uniform(0, HANDLER_SECONDS))
+        with suppress(Overdue):  # all jobs are done: the fault comes too late
             wait_until(lambda: _has_job(lane.record, victim), 2, "the next job", poll_seconds=0.01)
     else:
         lane.tick(fault)
-        pass_by(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, 0.3))
     waited = bool(lane.unfinished(fault))
     killed = lane.kill("worker")
     return killed and (_has_job(lane.record, victim) if fault.kind is Kind.BUSY_WORKER else waited)
 
 
 def kill_beat(lane: Lane, fault: Fault) -> bool:
-    """SIGKILL to the Beat that rings, while another one waits for its lock.
+    """Kills the Beat that holds the lock, while another Beat waits for it.
 
-    Then a tick dies, which nobody can put right but the reconcile that the next Beat rings.
+    Then a tick dies halfway. Only the reconcile that the next Beat triggers can repair that.
     """
     chance = lane.chance(fault)
     lane.prepare(fault)
     beats = {name: _beat(lane, name) for name in ("beat-1", "beat-2")}
 
-    def ringing() -> str | None:
+    def lock_holder() -> str | None:
         return next((name for name in beats if _LOCK in _log(lane, name)), None)
 
-    holder = wait_until(ringing, 60, "a Beat with the lock")
-    pass_by(chance.uniform(0, 10))
+    holder = wait_until(lock_holder, 60, "a Beat with the lock")
+    time.sleep(chance.uniform(0, 10))
     assert holder is not None
     beats[holder].kill()
-    half = half_a_tick(lane, fault)
-    return beats[holder].wait(10) and beats[holder].was_killed and half
+    tick_was_killed = kill_tick_halfway(lane, fault)
+    return beats[holder].wait(10) and beats[holder].was_killed and tick_was_killed
 
 
 def _beat(lane: Lane, name: str) -> Child:
@@ -78,7 +81,7 @@ def _log(lane: Lane, name: str) -> str:
 
 
 def _has_job(record: Path, process: str) -> bool:
-    """Whether the last that the process has noted is the beginning of a job."""
+    """Whether the last entry of the process is the beginning of a job."""
     noted = [entry.what for entry in handler.read(record) if entry.process == process]
     return noted[-1:] == ["began"]
 

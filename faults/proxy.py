@@ -7,17 +7,17 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
-from typing import Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from faults.commands import Cutter, postgres_commands, redis_commands
+from tests.support.tcp_proxy import Link, TcpProxy, shut
 
 _ANSWER_SECONDS = 1.0
-"""How long a server may take for a command; some, such as Terminate, have no answer."""
+"""How long to wait for a server's answer; some commands, such as Terminate, have none."""
 
 
 class Way(StrEnum):
-    """What happens to the n-th command, or to who sent it."""
+    """What happens to the n-th command, or to the process that sent it."""
 
     KILL_BEFORE = "kill before"
     KILL_AFTER = "kill after"
@@ -29,8 +29,10 @@ class Way(StrEnum):
 class Trap:
     """Counts the commands of one victim over several proxies, and springs at one of them.
 
-    at: the number of that command, from 1, or a piece of its text; None: it only counts.
-    held: how many commands waited for an end of `stall`.
+    at: the number of that command, from 1, or a piece of its text; None: the trap only counts.
+    commands: how many commands have come so far.
+    held: how many commands have had to wait because of `stall`.
+    command: the one at which the trap sprang.
     """
 
     def __init__(
@@ -50,20 +52,20 @@ class Trap:
         self.command = b""
 
     def aim(self, kill: Callable[[], None]) -> None:
-        """Says how the victim is killed, once it has been started."""
+        """Tells the trap how to kill the victim; called once that has been started."""
         self._kill = kill
         self._victim_known.set()
 
     def stall(self) -> None:
-        """Nothing passes in either direction until `flow`."""
+        """Holds everything, in both directions, until `flow` is called."""
         self.flowing.clear()
 
     def flow(self) -> None:
-        """What was held goes on."""
+        """Lets everything that was held go on."""
         self.flowing.set()
 
-    def pass_on(self, link: Link, command: bytes) -> bool:
-        """Sends a command on, or springs; False: the link is to be closed."""
+    def pass_on(self, link: TrappedLink, command: bytes) -> bool:
+        """Sends a command on, or springs; returns False if the connection is to be ended."""
         self._wait_for_flow()
         with self._lock:
             self.commands += 1
@@ -81,7 +83,7 @@ class Trap:
                 self.held += 1
             self.flowing.wait()
 
-    def _spring(self, link: Link, command: bytes) -> bool:
+    def _spring(self, link: TrappedLink, command: bytes) -> bool:
         after = self._way in {Way.KILL_AFTER, Way.CUT_AFTER}
         if self._way is Way.STALL:
             self.sprung.set()
@@ -102,84 +104,62 @@ class Trap:
         return False
 
 
-class Link:
-    """One connection of a client and its twin to the server."""
+class TrappedLink(Link):
+    """A connection whose commands pass the trap one by one.
 
-    def __init__(self, client: socket.socket, server: socket.socket) -> None:
-        self.client = client
-        self.server = server
+    answered: the server has answered something since the connection was made.
+    withheld: the client gets no more answers, and not the end of the connection either.
+    """
+
+    def __init__(self, client: socket.socket, server: socket.socket, cutter: Cutter, trap: Trap) -> None:
+        super().__init__(client, server)
+        self._cutter = cutter
+        self._trap = trap
         self.withheld = False
         self.answered = threading.Event()
 
-    def close(self) -> None:
-        """Both sides see the end."""
-        for connection in (self.client, self.server):
-            # Closing alone would leave the other thread's recv() waiting.
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
+    def forward(self) -> None:
+        """Until the client has ended, or the trap has sprung."""
+        for command in self._cutter(self.client):
+            if not self._trap.pass_on(self, command):
+                return
+
+    def backward(self) -> None:
+        """Whatever the trap does not hold back."""
+        with suppress(OSError):
+            while data := self.server.recv(65536):
+                self._trap.flowing.wait()
+                self.answered.set()
+                if not self.withheld:
+                    self.client.sendall(data)
+        if not self.withheld:
+            shut(self.client)
 
 
-class Proxy:
-    """Forwards to the server of a URL, a Postgres or a Redis, by way of a trap."""
+class Proxy(TcpProxy):
+    """Forwards to the server of a URL, a Postgres or a Redis, through a trap."""
 
     def __init__(self, url: str, trap: Trap) -> None:
-        self._parts = urlsplit(url)
-        self._cutter: Cutter = redis_commands if self._parts.scheme == "redis" else postgres_commands
+        super().__init__(url)
+        self._cutter: Cutter = redis_commands if urlsplit(url).scheme == "redis" else postgres_commands
         self._trap = trap
-        self._links: set[Link] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._is_away = False
 
-    @property
-    def url(self) -> str:
-        """The URL given, by way of the proxy."""
-        credentials = self._parts.netloc.rpartition("@")[0]
-        place = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        return urlunsplit(self._parts._replace(netloc=f"{credentials}@{place}"))
+    def go_away(self) -> None:
+        """Cuts all connections, and refuses new ones until `come_back` is called."""
+        self._is_away = True
+        self.cut()
 
-    def __enter__(self) -> Self:
-        return self
+    def come_back(self) -> None:
+        """Takes connections again."""
+        self._is_away = False
 
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for link in list(self._links):
-            link.close()
+    def greet(self, client: socket.socket) -> socket.socket:
+        """Ends the connection of a client while the server is away."""
+        if self._is_away:
+            raise ConnectionRefusedError
+        return client
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        try:
-            server = socket.create_connection((str(self._parts.hostname), self._parts.port or 0))
-        except OSError:  # the server is down: so is the proxy
-            client.close()
-            return
-        for connection in (client, server):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link = Link(client, server)
-        self._links.add(link)
-        threading.Thread(target=self._answer, args=(link,), daemon=True).start()
-        with suppress(OSError):
-            for command in self._cutter(client):
-                if not self._trap.pass_on(link, command):
-                    break
-        link.close()
-        self._links.discard(link)
-
-    def _answer(self, link: Link) -> None:
-        with suppress(OSError):
-            while data := link.server.recv(65536):
-                self._trap.flowing.wait()
-                link.answered.set()
-                if not link.withheld:
-                    link.client.sendall(data)
-        if not link.withheld:
-            link.close()
+    def link(self, client: socket.socket, server: socket.socket) -> Link:
+        """A connection that passes the trap."""
+        return TrappedLink(client, server, self._cutter, self._trap)

@@ -1,4 +1,4 @@
-"""The suite's servers: pairs of Postgres and Valkey, whose Postgres can be restarted."""
+"""The suite's servers: pairs of a Postgres and a Valkey, which can be restarted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import psycopg
+from redis import Redis
+from redis.exceptions import RedisError
 
-from faults.waiting import wait_until
+from tests.support.databases import folder_in_memory
+from tests.support.waiting import wait_until
 from worker_scheduler import embedded
 
 _RESTART_SECONDS = 30
@@ -25,16 +29,17 @@ WHERE application_name = 'worker_scheduler'
 
 @dataclass
 class Servers:
-    """A Postgres that keeps what it committed, and a Valkey."""
+    """A Postgres that loses no commit in a crash, and a Valkey."""
 
     database_url: str
     redis_url: str
     _restarted: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _restarted_redis: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def restart_postgres(self) -> int:
-        """Immediate shutdown, as in a crash, and start again on the same port; ends once it answers.
+        """Shuts Postgres down as in a crash, starts it on the same port and waits until it answers.
 
-        Says how many connections of the product it cut off.
+        Returns how many connections of the product were cut off.
         """
         with psycopg.connect(self.database_url) as connection:
             row = connection.execute(_DATA_AND_CLIENTS).fetchone()
@@ -47,7 +52,7 @@ class Servers:
         for process in self._restarted:
             process.wait(_RESTART_SECONDS)
         wait_until(lambda: not identification.exists(), _RESTART_SECONDS, "the end of Postgres")
-        root = os.geteuid() == 0  # Postgres refuses to be root; its folder's owner is whom it runs as
+        root = os.geteuid() == 0  # Postgres refuses to run as root; it runs as the owner of its folder
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -63,11 +68,47 @@ class Servers:
         wait_until(self._answers, _RESTART_SECONDS, "Postgres after its restart")
         return int(row[1])
 
+    def restart_redis(self) -> None:
+        """Kills Valkey, starts it on the same port with its last dump, and waits until it answers."""
+        with Redis.from_url(self.redis_url) as redis:
+            info = redis.info("server")
+        server = psutil.Process(int(info["process_id"]))
+        # Its command line is its title by now.
+        command = [server.exe(), info["config_file"], "--port", str(info["tcp_port"])]
+        folder, account, group = server.cwd(), server.uids().real, server.gids().real
+        server.kill()
+        # The process that started it may leave it a zombie.
+        wait_until(lambda: _is_gone(server), _RESTART_SECONDS, "the end of Valkey")
+        root = os.geteuid() == 0
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            start_new_session=True,
+            user=account if root else None,
+            group=group if root else None,
+            extra_groups=[] if root else None,
+        )
+        self._restarted_redis.append(process)
+        wait_until(self._redis_answers, _RESTART_SECONDS, "Valkey after its restart")
+
     def stop(self) -> None:
-        """Stops what was restarted; the rest ends by itself."""
+        """Stops the restarted servers; `embedded.servers` stops the servers that it started."""
         for process in self._restarted:
             process.send_signal(signal.SIGQUIT)
             process.wait()
+        for process in self._restarted_redis:
+            process.kill()  # in the background of a shell, SIGQUIT would be ignored
+            process.wait()
+
+    def _redis_answers(self) -> bool:
+        try:
+            with Redis.from_url(self.redis_url, socket_timeout=5) as redis:
+                return bool(redis.ping())
+        except RedisError:
+            return False
 
     def _answers(self) -> bool:
         try:
@@ -77,12 +118,19 @@ class Servers:
         return True
 
 
+def _is_gone(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 @contextmanager
 def servers() -> Iterator[Servers]:
-    """A pair, stopped and removed afterwards."""
-    with embedded.servers() as started:
+    """Starts a pair, and stops and removes it afterwards."""
+    with embedded.servers(folder_in_memory()) as started:
         with psycopg.connect(started.database_url, autocommit=True) as connection:
-            # The embedded Postgres forgets the last commits in a crash; ours is to be believed.
+            # By default the embedded Postgres loses the last commits when it is killed. This one must not.
             connection.execute("ALTER SYSTEM SET synchronous_commit = on")
             connection.execute("SELECT pg_reload_conf()")
         pair = Servers(started.database_url, started.redis_url)

@@ -1,8 +1,9 @@
-"""Faults of whole servers, at a random time of a tick whose jobs are already being done."""
+"""Faults of whole servers, at a random time of a tick whose first jobs are already running."""
 
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,46 +13,48 @@ from faults.faults import Fault, Kind
 from faults.lane import REPAIR_SECONDS, WORKER_LEASE_SECONDS, Lane
 from faults.proxy import Trap
 from faults.servers import Servers
-from faults.waiting import pass_by
 from worker_scheduler.publisher.broker import EPOCH_KEY
 
 SLOW_TICK = {"ENQUEUE_BATCH_SIZE": "5", "ENQUEUE_SLEEP_SECONDS": "0.1"}
-"""Eight batches in about a second, so that a random moment falls into any part of it."""
+"""Eight batches in about a second, so that a random moment may fall anywhere in the tick."""
 _PAUSES_SECONDS = 0.7
 _DATA = ("daily", "unacked", EPOCH_KEY)
-"""The queue, what workers have taken of it, and the marker of this life of the data."""
+"""The queue, the messages that workers have not acknowledged, and the broker epoch."""
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.5, 4.0
-"""Of a stall and of a full Redis: on both sides of a tick's lease, which is 1 s."""
-STORE_REPAIR_SECONDS = 2.0 + max(WORKER_LEASE_SECONDS, 10.0) + REPAIR_SECONDS
-"""A worker that a full Redis or a lost Postgres has ended is found as a killed one is; then reconcile."""
+"""How long a stall or a full Redis lasts: shorter and longer than a tick's lease, which is 1 s."""
+STORE_REPAIR_SECONDS = 2.0 + max(WORKER_LEASE_SECONDS + 0.5, 10.0) + REPAIR_SECONDS
+"""A full Redis or a lost Postgres may end the worker. Its job is then found as a killed worker's job is,
+by its lease and a second look half a lease (of the reconciler) later, or the visibility timeout; then
+reconcile.
+"""
 _SPARE_BYTES = 2048
 
 
 @dataclass(frozen=True)
 class Stores:
-    """What one lane has for itself: servers, and the trap of the proxies before them."""
+    """The servers that one lane uses alone, and the trap of the proxies in front of them."""
 
     servers: Servers
     trap: Trap
 
 
 def play(lane: Lane, stores: Stores, fault: Fault) -> bool:
-    """Breaks a server and heals it, while a tick and the lane's worker use it.
+    """Breaks a server and repairs it, while a tick and the lane's worker use it.
 
-    Strikes if the tick was running or jobs were open at that moment, and somebody felt it.
+    Returns whether the tick was running or jobs were open at that moment, and a client was affected.
     """
     chance = lane.chance(fault)
     lane.prepare(fault)
     tick = lane.tick(fault, **SLOW_TICK)
     tick.wait(chance.uniform(0.1, lane.tick_seconds + _PAUSES_SECONDS))
     in_the_middle = tick.running or bool(lane.unfinished(fault))
-    felt = _break_and_heal(stores, fault.kind, chance)
+    affected = _break_and_repair(stores, fault.kind, chance)
     lane.finish(fault, tick)
-    return in_the_middle and felt
+    return in_the_middle and affected
 
 
-def _break_and_heal(stores: Stores, kind: Kind, chance: random.Random) -> bool:
-    """Says whether a client was cut off, data were lost, a command was held, a write was refused."""
+def _break_and_repair(stores: Stores, kind: Kind, chance: random.Random) -> bool:
+    """Returns whether a client was cut off, data was lost, a command was held or a write was refused."""
     seconds = chance.uniform(_SHORTEST_SECONDS, _LONGEST_SECONDS)
     with Redis.from_url(stores.servers.redis_url) as redis:
         if kind is Kind.RESTART:
@@ -63,18 +66,18 @@ def _break_and_heal(stores: Stores, kind: Kind, chance: random.Random) -> bool:
         if kind is Kind.STALL:
             held = stores.trap.held
             stores.trap.stall()
-            pass_by(seconds)
+            time.sleep(seconds)
             stores.trap.flow()
             return stores.trap.held > held
         refused = _refused_writes(redis)
         memory: dict[str, Any] = redis.info("memory")
         redis.config_set("maxmemory", memory["used_memory"] + _SPARE_BYTES)
-        pass_by(seconds)
+        time.sleep(seconds)
         redis.config_set("maxmemory", 0)
         return _refused_writes(redis) > refused
 
 
 def _refused_writes(redis: Redis) -> int:
-    """How many commands Redis has refused for want of memory since it started."""
+    """Counts the commands that Redis has refused for lack of memory since it started."""
     errors: dict[str, Any] = redis.info("errorstats")
     return int(errors.get("errorstat_OOM", {}).get("count", 0))

@@ -1,1 +1,1 @@
-"""The tests against each server that is supported; `make test` alone covers the newest ones."""
+"""Runs the tests against each supported server; `make test` covers only the newest ones."""

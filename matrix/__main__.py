@@ -1,7 +1,7 @@
-"""Runs each row of the matrix, says how it ended, and fails where one failed; it tests nothing itself.
+"""Runs the tests of each row of the matrix, prints how each row ended, and fails if one failed.
 
-Of the machine it takes PostgreSQL 15, Redis 7 and RabbitMQ, on their standard ports of 127.0.0.1 or
-where MATRIX_DATABASE_URL, MATRIX_REDIS_URL and MATRIX_BROKER_URL say.
+It expects PostgreSQL 15, Redis 7 and RabbitMQ on their standard ports of 127.0.0.1, or at the addresses in
+MATRIX_DATABASE_URL, MATRIX_REDIS_URL and MATRIX_BROKER_URL.
 """
 
 import os
@@ -19,10 +19,10 @@ from matrix.servers import WrongServer
 
 @dataclass(frozen=True)
 class Row:
-    """Some servers, and which tests run against them.
+    """Servers, and the tests to run against them.
 
-    serve: starts what has to be started; gives the variables of the tests. Raises WrongServer.
-    tests: arguments of pytest.
+    serve: starts those servers that are not running, and returns the variables for the tests. Raises
+    WrongServer. tests: arguments of pytest; none runs the whole suite.
     """
 
     name: str
@@ -36,16 +36,25 @@ ROWS = (
     Row(
         "RabbitMQ, PostgreSQL 18",
         servers.rabbitmq,
-        ("-p", "tests.conftest", "-n", "0", "matrix/test_rabbitmq.py"),
+        (
+            "-p",
+            "tests.conftest",
+            "-n",
+            "0",
+            "matrix/test_rabbitmq.py",
+            "matrix/test_rabbitmq_alarm.py",
+            "matrix/test_rabbitmq_timeout.py",
+        ),
     ),
 )
 
 
 def main(wanted: list[str]) -> int:
-    """Runs the rows whose names hold all of the words given; the exit status."""
+    """Runs the rows whose names contain all the given words; returns the exit status."""
     rows = [row for row in ROWS if all(word in row.name for word in wanted)]
     if not rows:
-        print(f"matrix: no row is named {' '.join(wanted)}: {[row.name for row in ROWS]}", file=sys.stderr)
+        names = "; ".join(row.name for row in ROWS)
+        print(f"matrix: no row matches {' '.join(wanted)!r}; the rows are: {names}", file=sys.stderr)
         return 2
     results = [_run(row) for row in rows]
     print("\n" + "\n".join(line for _, line in results))

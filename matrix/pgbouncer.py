@@ -1,4 +1,4 @@
-"""A PgBouncer in transaction mode before the machine's PostgreSQL; it lives as long as its row."""
+"""A PgBouncer in transaction mode in front of the machine's PostgreSQL, for one row of the matrix."""
 
 import os
 import pwd
@@ -18,8 +18,8 @@ from worker_scheduler.embedded import free_port
 
 _DEADLINE_SECONDS = 10
 
-# auth_query lets tests make roles of their own. Each test has a database, so that idle connections
-# must go soon, before Postgres' max_connections is reached.
+# auth_query lets tests create roles. Each test has its own database, and PgBouncer keeps connections per
+# database: idle ones must close soon, before they reach Postgres' max_connections.
 _CONFIGURATION = """
 [databases]
 * = host={host} port={port}
@@ -41,7 +41,7 @@ logfile = {folder}/log
 
 @contextmanager
 def pgbouncer() -> Iterator[Mapping[str, str]]:
-    """Variables with which every test's own connections go through it. Raises WrongServer."""
+    """Starts PgBouncer; yields variables that make all tests connect through it. Raises WrongServer."""
     require_postgres(DATABASE_URL, 15)
     require_redis(REDIS_URL, 7)
     program = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
@@ -72,12 +72,13 @@ def pgbouncer() -> Iterator[Mapping[str, str]]:
 
 
 def _account(folder: Path) -> int | None:
-    """Whom to run it as: it refuses to be root, as Postgres does. None means ourselves."""
+    """Returns the user id to run PgBouncer as, since it refuses to run as root; None keeps our own."""
     if os.geteuid() != 0:
         return None
     account = pwd.getpwnam("nobody")
-    for path in (folder, *folder.iterdir()):
-        os.chown(path, account.pw_uid, account.pw_gid)
+    # The folder last: once it is theirs, its other processes may put links there.
+    for path in (*folder.iterdir(), folder):
+        os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
     return account.pw_uid
 
 

@@ -1,4 +1,4 @@
-"""Which servers a row has, and that they are what its name says; it starts only the embedded ones."""
+"""The servers of each row. Checks that they have the versions that the row names."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -17,12 +17,12 @@ BROKER_URL = os.environ.get("MATRIX_BROKER_URL", "amqp://guest:guest@127.0.0.1:5
 
 
 class WrongServer(Exception):
-    """A server is away, or another one than its row's name says."""
+    """A server does not answer, or has another version than its row names."""
 
 
 @contextmanager
 def standing_pair() -> Iterator[Mapping[str, str]]:
-    """The oldest ones, that the machine runs."""
+    """Yields the oldest supported servers, which must already run on this machine."""
     require_postgres(DATABASE_URL, 15)
     require_redis(REDIS_URL, 7)
     yield {"DATABASE_URL": DATABASE_URL, "REDIS_URL": REDIS_URL}
@@ -30,7 +30,7 @@ def standing_pair() -> Iterator[Mapping[str, str]]:
 
 @contextmanager
 def rabbitmq() -> Iterator[Mapping[str, str]]:
-    """A broker that is not Redis; RedBeat stays on Valkey."""
+    """Yields RabbitMQ as the broker, with an embedded Postgres and, for RedBeat, an embedded Valkey."""
     require_rabbitmq(BROKER_URL)
     with embedded.servers() as started:
         require_postgres(started.database_url, 18)
@@ -42,7 +42,7 @@ def rabbitmq() -> Iterator[Mapping[str, str]]:
 
 
 def require_postgres(url: str, major: int) -> None:
-    """Raises WrongServer where another Postgres answers, or none."""
+    """Raises WrongServer unless a Postgres of this major version answers."""
     try:
         with psycopg.connect(url, connect_timeout=5) as connection:
             found = connection.info.server_version // 10_000
@@ -53,20 +53,20 @@ def require_postgres(url: str, major: int) -> None:
 
 
 def require_redis(url: str, major: int) -> None:
-    """Raises WrongServer where another one answers, or none."""
+    """Raises WrongServer unless a Redis of this major version answers."""
     try:
         with Redis.from_url(url, socket_connect_timeout=5) as client:
-            told = client.info("server")
+            info = client.info("server")
     except RedisError as error:
         raise WrongServer(f"Redis {major} does not answer: {error}") from error
-    if "valkey_version" in told:  # it tells a redis_version, too, for the sake of old clients
-        raise WrongServer(f"Valkey {told['valkey_version']} answers, not Redis {major}")
-    if not str(told["redis_version"]).startswith(f"{major}."):
-        raise WrongServer(f"Redis {told['redis_version']} answers, not {major}")
+    if "valkey_version" in info:  # Valkey also reports a redis_version, for old clients
+        raise WrongServer(f"Valkey {info['valkey_version']} answers, not Redis {major}")
+    if not str(info["redis_version"]).startswith(f"{major}."):
+        raise WrongServer(f"Redis {info['redis_version']} answers, not {major}")
 
 
 def require_rabbitmq(url: str) -> None:
-    """Raises WrongServer where something else answers, or nothing."""
+    """Raises WrongServer unless a RabbitMQ answers."""
     try:
         with Connection(url, connect_timeout=5) as connection:
             connection.connect()

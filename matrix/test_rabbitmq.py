@@ -22,17 +22,17 @@ BROKER_URL = os.environ["MATRIX_BROKER_URL"]
 
 
 class Queues:
-    """Our three queues in RabbitMQ, whose names are fixed: so these tests run one after the other."""
+    """The three queues in RabbitMQ. Their names are fixed, so these tests must run one after the other."""
 
     names = ("scheduler", "daily", "backfill")
 
     def count(self, queue: str) -> int:
-        """How many messages are ready in it."""
+        """Returns how many messages are ready in the queue."""
         with Connection(BROKER_URL) as connection:
             return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
 
     def take(self, queue: str) -> list[str]:
-        """The task ids of all that waits in it, which are gone from it then."""
+        """Removes all messages from the queue; returns their task ids."""
         ids: list[str] = []
         with Connection(BROKER_URL) as connection:
             while message := connection.default_channel.basic_get(queue, no_ack=True):
@@ -40,7 +40,7 @@ class Queues:
         return ids
 
     def delete(self) -> None:
-        """All three, with what is in them."""
+        """Deletes all three queues and their messages."""
         with Connection(BROKER_URL) as connection:
             for name in self.names:
                 connection.default_channel.queue_delete(name)
@@ -49,7 +49,7 @@ class Queues:
 
 @pytest.fixture
 def queues(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queues]:
-    """Empty ones, which the deployment of the test uses."""
+    """Empty queues, which the test's deployment uses."""
     monkeypatch.setenv("CELERY_BROKER_URL", BROKER_URL)
     queues = Queues()
     queues.delete()
@@ -73,7 +73,7 @@ def job_ids(ledger: Ledger) -> set[str]:
     return {str(job["job_id"]) for job in ledger.jobs(KEY)}
 
 
-def test_one_message_a_job(scheduler: Any, ledger: Ledger, queues: Queues) -> None:
+def test_one_message_per_job(scheduler: Any, ledger: Ledger, queues: Queues) -> None:
     make_users(ledger.url, 450)
     outcome: Outcome = scheduler("daily", "--date", DAY, "--json")
     assert (outcome.report["outcome"], outcome.report["jobs_enqueued"]) == ("enqueued", 450)
@@ -84,7 +84,7 @@ def test_one_message_a_job(scheduler: Any, ledger: Ledger, queues: Queues) -> No
     assert set(sent) == job_ids(ledger)
 
 
-def test_check_says_which_publisher(scheduler: Any, ledger: Ledger, queues: Queues) -> None:
+def test_check_names_the_publisher(scheduler: Any, ledger: Ledger, queues: Queues) -> None:
     make_users(ledger.url, 1)
     outcome: Outcome = scheduler("check")
     assert "group (the broker is not Redis)" in outcome.stdout, outcome
@@ -105,7 +105,7 @@ def test_redis_bulk_is_refused(
 def test_a_connection_that_breaks_midway(
     share: float, scheduler: Any, ledger: Ledger, queues: Queues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At least once: the batch that was cut may be sent twice; nothing is lost."""
+    """Every job is published at least once; only the interrupted batch may be published twice."""
     make_users(ledger.url, 100)
     command = ["daily", "--json", "--enqueue-batch-size", "20", "--date"]
     with Proxy(BROKER_URL) as proxy:
@@ -128,14 +128,14 @@ def test_a_connection_that_breaks_midway(
 def test_workers_do_ticks_and_jobs(
     deployment: dict[str, str], ledger: Ledger, queues: Queues, tmp_path: Path
 ) -> None:
-    """A backfill and a pass of reconcile by `celery call`, a RUNNING job whose worker is gone."""
+    """A backfill and a reconcile pass by `celery call`, the latter for a RUNNING job of a dead worker."""
     make_users(ledger.url, 30)
     worker = worker_of(deployment, tmp_path / "worker.log", "scheduler,daily,backfill")
     with started(worker):
         worker.wait_for_log("ready.")
         _call(deployment, tmp_path, "scheduler.backfill", '{"backfill_days": 3, "partition_key": "x"}')
         wait_until(lambda: ledger.states("x") == {"COMPLETED": 30}, 30, "30 jobs done")
-        # As a dead worker leaves it.
+        # The row as a dead worker leaves it.
         ledger.execute(
             "UPDATE sync_jobs SET status = 'RUNNING', completed_at = NULL, attempt = 1,"
             " leased_until = now() - interval '1 second'"

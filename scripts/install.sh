@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes or updates .venv: the locked dependencies, then this project, editable; changes nothing else.
+# Creates or updates .venv: the locked dependencies, then this project as an editable install.
 #
-# The stamp .venv/.installed is written last. A .venv without it is a broken-off install and is made
-# anew; one with it is brought up to date, which needs no network when the lock has not changed.
+# The file .venv/.installed is written last. A .venv without it comes from an interrupted install and is
+# created again. A .venv with it is updated, which needs no network if the lock has not changed.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -11,9 +11,9 @@ fail() {
     exit 1
 }
 
-# Prints the path of a Python >= 3.11; of the one beneath it, where the command is a venv's (ours,
-# perhaps, which is about to be removed). Each candidate is run, not looked up: a pyenv shim, say,
-# may be on PATH and still fail.
+# Prints the path of the first candidate that is a Python >= 3.11. For a venv's Python it prints the Python
+# that the venv was made from, because the venv may be the .venv that is about to be removed. Each candidate
+# is run rather than only looked up: a pyenv shim, for example, may be on PATH and still fail.
 find_python() {
     for candidate in "$@"; do
         "$candidate" -c 'import sys; sys.version_info < (3, 11) and sys.exit(1)
@@ -22,11 +22,11 @@ print(sys._base_executable)' 2>/dev/null && return
     return 1
 }
 
-# The lock names every package, so --no-deps: left to resolve "coverage[toml]", pip tries a release
-# newer than the lock's, and stops because that one has no hash. hatchling, which builds the project,
-# is in the lock too: --no-build-isolation fetches no other.
+# --no-deps, because the lock names every package: if pip resolved "coverage[toml]" itself, it would try a
+# newer release than the lock's, and stop because that one has no hash. --no-build-isolation, because
+# hatchling, which builds the project, is in the lock, too.
 install_with() {
-    "$@" --quiet --no-deps --require-hashes -r requirements.lock &&
+    "$@" --quiet --no-deps --require-hashes -r requirements-dev.lock &&
         "$@" --quiet --no-deps --no-build-isolation --editable .
 }
 
@@ -48,12 +48,12 @@ with_pip() {
 
 # shellcheck disable=SC2086 # PYTHON may name several
 python=$(find_python ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}) ||
-    fail "found no Python >= 3.11; name one: make install PYTHON=/path/to/python3"
+    fail "found no Python >= 3.11; give its path: make install PYTHON=/path/to/python3"
 
 stamp=.venv/.installed
 [ -e "$stamp" ] && find_python .venv/bin/python >/dev/null || rm -rf .venv
 rm -f "$stamp"
-echo "installing requirements.lock into .venv, with $python"
-# uv is quicker; where it fails (a certificate that only the system trusts, say) pip may not.
-with_uv || with_pip || fail "the install failed; the reason stands above"
+echo "installing requirements-dev.lock into .venv, with $python"
+# uv is faster. If it fails, for example over a certificate that only the system trusts, pip may succeed.
+with_uv || with_pip || fail "the install failed; see the output above"
 touch "$stamp"

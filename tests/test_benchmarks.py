@@ -1,19 +1,19 @@
-"""What the benchmarks work with and say; the measuring itself is `make bench`."""
+"""The benchmarks' data and tables. `make bench` runs the measurements."""
 
 from datetime import UTC, datetime
 
-from benchmarks import bounds, standing
+from benchmarks import bounds, steady_state
 from benchmarks.measure import Measured
-from benchmarks.sites import DAY
+from benchmarks.stores import DAY
 
 
-def test_the_day_that_is_measured_is_none_of_those_that_have_ended() -> None:
-    """Else reconcile is measured without an open job."""
-    assert DAY not in {at.date() for at in standing.days_before(datetime.now(UTC))}
+def test_the_measured_day_is_not_one_of_the_finished_days() -> None:
+    """Otherwise reconcile would be measured without open jobs."""
+    assert DAY not in {at.date() for at in steady_state.days_before(datetime.now(UTC))}
 
 
-def test_every_ratio_is_called_by_its_own_name() -> None:
-    """Speed by speed: a tick that takes half the floor's time is twice as fast."""
+def test_every_ratio_has_the_right_name() -> None:
+    """Ratios are of speeds: a tick that takes half the floor's time is twice as fast."""
     seconds = {bounds.FLOOR: 2.0, bounds.TICK: 1.0, bounds.SMALL_BATCHES: 4.0, bounds.IDIOMS[0]: 50.0}
     measured = {
         subject: Measured([took], [90.0], [100.0], [0.1], [10.0]) for subject, took in seconds.items()

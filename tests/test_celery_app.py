@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from celery import Celery
@@ -31,6 +32,22 @@ def redbeat_opens(app: Celery) -> str:
         return str(url)
     assert password not in url
     return str(url.replace("//", f"//:{password}@"))
+
+
+TYPES_OF_A_HANDLER = """
+import worker_scheduler
+from worker_scheduler import RetryLater, SkipJob, SyncJob
+from worker_scheduler.worker import RetryLater, SkipJob, SyncJob, claim
+"""
+
+
+def loaded_by(environment: Mapping[str, str], code: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded when it has run the code."""
+    root = Path(__file__).resolve().parents[1]
+    report = f"{code}\nimport sys; print(*sys.modules)"
+    outcome = outcome_of([sys.executable, "-c", report], environment, root)
+    assert outcome.status == 0, outcome
+    return set(outcome.stdout.split())
 
 
 def celery(
@@ -94,7 +111,7 @@ def test_the_documented_tasks_are_there(app: Celery) -> None:
 
 
 def test_beat_is_redbeat_and_recovers_in_minutes(app: Celery, redis_url: str) -> None:
-    assert app.conf.beat_scheduler == "redbeat.RedBeatScheduler"
+    assert app.conf.beat_scheduler == "worker_scheduler.beat:Scheduler"
     assert redbeat_opens(app) == redis_url
     assert app.conf.beat_max_loop_interval == 30
     assert 3 * 30 <= app.conf.redbeat_lock_timeout <= 300
@@ -139,9 +156,36 @@ def test_another_broker_leaves_redbeat_on_redis_url(
 def test_importing_the_package_reads_no_environment() -> None:
     bare = {"PATH": "/usr/bin"}
     root = Path(__file__).resolve().parents[1]
-    code = "import worker_scheduler; from worker_scheduler.worker import SkipJob, SyncJob; print('fine')"
+    code = f"{TYPES_OF_A_HANDLER}print('fine')"
     outcome = outcome_of([sys.executable, "-c", code], bare, root)
     assert (outcome.status, outcome.stdout) == (0, "fine\n"), outcome
+
+
+def test_the_types_of_a_handler_load_no_sqlalchemy_and_no_celery(environment: dict[str, str]) -> None:
+    assert not {"celery", "kombu", "psycopg", "pydantic", "redis", "sqlalchemy", "structlog"} & loaded_by(
+        environment, TYPES_OF_A_HANDLER
+    )
+
+
+def test_a_code_base_that_only_claims_jobs_keeps_its_own_app(
+    environment: dict[str, str], ledger: Ledger
+) -> None:
+    claim = f"with worker_scheduler.claim('{uuid4()}') as job: assert job is None"
+    loaded = loaded_by(environment, f"import worker_scheduler\n{claim}")
+    assert "sqlalchemy" in loaded
+    assert not {"worker_scheduler.celery_app", "worker_scheduler.tasks"} & loaded
+
+
+def test_the_public_names_are_those_of_all(app: Celery) -> None:
+    import worker_scheduler
+    from worker_scheduler.worker import RetryLater, SkipJob, SyncJob, claim
+
+    found = {name: getattr(worker_scheduler, name) for name in worker_scheduler.__all__}
+    public = (app, claim, RetryLater, SkipJob, SyncJob)
+    assert found == dict(zip(("app", "claim", "RetryLater", "SkipJob", "SyncJob"), public, strict=True))
+    assert set(worker_scheduler.__all__) <= set(dir(worker_scheduler))
+    with pytest.raises(AttributeError, match="'worker_scheduler' has no attribute 'clame'"):
+        worker_scheduler.clame  # noqa: B018
 
 
 def test_a_wrong_environment_is_said_in_lines_not_in_a_traceback(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`make demo`: it shows a day's run on servers of its own, and leaves nothing behind, however it ends."""
+"""`make demo` shows a day's run on its own servers, and leaves nothing behind, however it ends."""
 
 import signal
 import sys
@@ -11,11 +11,13 @@ import pytest
 from tests.support.processes import Process, alive, started
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 class Demo:
-    """A demo that runs, and every process and folder of it that was seen."""
+    """A running demo, with every process and folder of it that the test has seen."""
 
     def __init__(self, process: Process, temporary: Path) -> None:
         self.process = process
@@ -24,7 +26,7 @@ class Demo:
         self._folders: set[Path] = set()
 
     def look(self) -> bool:
-        """Notes what there is now; whether the demo is still running."""
+        """Records the current processes and folders; returns whether the demo is still running."""
         if not self.process.running:
             return False
         try:
@@ -36,7 +38,10 @@ class Demo:
         return True
 
     def _is_ours(self, folder: Path) -> bool:
-        """As root, the servers' folder is not below TMPDIR; other tests have such folders, too."""
+        """Whether a process of the demo names the folder.
+
+        As root, the servers' folder is not below TMPDIR, where other tests have such folders, too.
+        """
         return any(str(folder) in argument for process in self._seen for argument in _arguments(process))
 
     def require_nothing_left(self) -> None:
@@ -75,12 +80,12 @@ def test_it_ends_with_every_job_completed_and_leaves_nothing(demo: Demo) -> None
     wait_until(lambda: not demo.look(), 100, "the demo's end")
     assert demo.process.wait(1) == 0, demo.process.log()
     lines = demo.process.log().splitlines()
-    assert any(line.startswith("1,000 COMPLETED, 0 anything else") for line in lines), lines
+    assert any(line.startswith("1,000 jobs COMPLETED, 0 in any other state") for line in lines), lines
     assert any(line.startswith("What to try next") for line in lines)
     demo.require_nothing_left()
 
 
-def test_an_interrupt_stops_all_that_it_started(demo: Demo) -> None:
+def test_an_interrupt_stops_everything_the_demo_started(demo: Demo) -> None:
     wait_until(lambda: demo.look() and "PENDING" in demo.process.log(), 60, "the first jobs")
     demo.process.send(signal.SIGINT)
     wait_until(lambda: not demo.look(), 30, "the demo's end")

@@ -1,11 +1,13 @@
-"""The embedded servers: they start, they stop in every way, and they leave nothing behind."""
+"""The embedded servers: they start, they stop however their caller ends, and they leave nothing behind."""
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tests.support.processes import alive
 from tests.support.waiting import wait_until
 from worker_scheduler import embedded
 
+pytestmark = pytest.mark.slow
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the servers as another user")
 
 # A background job of a shell ignores SIGINT, and so would what it starts.
@@ -178,11 +181,11 @@ def test_servers_of_root_run_as_nobody_even_from_a_private_folder(
         assert data.owner() == "nobody"
         for process in keeper_since(before).children():
             assert process.username() == "nobody"
-            assert process.exe().startswith(str(data.parent))
+            assert process.exe().startswith(str(data.parent.parent))
     assert tmp_path.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_port_that_was_lost_meanwhile_is_no_fault(
+def test_a_port_that_another_process_took_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy_of_wheels(tmp_path)
@@ -230,3 +233,66 @@ def test_a_keeper_that_dies_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(embedded.EmbeddedError, match="ended with status 1"), embedded.servers():
         pass
+
+
+PLANTER = """
+import os, pathlib, stat, sys
+victim, seen = pathlib.Path(sys.argv[1]), set()
+names = ("postgres.log", "valkey-server.log", "initdb.log", "password", "valkey.conf", "wheels")
+print("ready", flush=True)
+while True:
+    for folder in pathlib.Path("/tmp").glob("embedded-*"):
+        for place in (folder, folder / "servers", folder / "wheels"):
+            for name in names:
+                for plant in (os.symlink, os.link):
+                    try:
+                        plant(victim, place / name)
+                    except OSError:
+                        pass
+                    else:
+                        print(place / name, flush=True)
+"""
+
+
+@as_root
+def test_links_planted_by_the_servers_account_are_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process of the account that the servers run as tries it all the time."""
+    copy_of_wheels(tmp_path / "wheels")  # from a private folder, so that they are copied once more
+    (tmp_path / "wheels").chmod(0o700)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "wheels"))
+    with tempfile.NamedTemporaryFile(prefix="victim-") as victim:
+        Path(victim.name).write_text("as it was")
+        Path(victim.name).chmod(0o644)
+        before = Path(victim.name).stat()
+        account = pwd.getpwnam("nobody")
+        planter = subprocess.Popen(
+            ["/usr/bin/env", "python3", "-c", PLANTER, victim.name],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin"},
+            user=account.pw_uid,
+            group=account.pw_gid,
+            extra_groups=[],
+        )
+        with planter:
+            assert planter.stdout is not None
+            if planter.stdout.readline() != "ready\n":
+                planter.wait()
+                pytest.skip("the account nobody has no Python")
+            try:
+                for _ in range(2):
+                    with embedded.servers() as servers, Redis.from_url(servers.redis_url) as redis:
+                        folder = data_directory(servers).parent.parent
+                        assert redis.ping()
+                        assert folder.owner() == "root"
+                        logs = [folder / "postgres.log", folder / "valkey-server.log"]
+                        assert all(not log.is_symlink() and log.owner() == "root" for log in logs)
+                    assert not folder.exists()
+            finally:
+                planter.kill()
+        after = Path(victim.name).stat()
+        assert Path(victim.name).read_text() == "as it was"
+        assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)

@@ -1,4 +1,4 @@
-"""Beat, ticks and workers as real processes: what comes out of it are COMPLETED rows."""
+"""Beat, ticks and workers as real processes produce COMPLETED rows."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ from tests.support.processes import celery, worker_of
 from tests.support.users import make_users
 from tests.support.waiting import wait_until
 
-# Its other fixtures want containers.
+# The other fixtures of pytest-celery need containers.
 pytest_plugins = ["pytest_celery.fixtures.setup"]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,17 +24,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def celery_broker_cluster() -> None:
-    """The broker is the test's own Redis, which no node stands for."""
+    """No node: the broker is the test's own Redis."""
 
 
 @pytest.fixture
 def celery_backend_cluster() -> None:
-    """There is no result backend."""
+    """No node: there is no result backend."""
 
 
 @pytest.fixture
 def celery_setup_app(deployed: None) -> Celery:
-    """Our app, not one that pytest-celery would make."""
+    """The scheduler's app, in place of one that pytest-celery would create."""
     import worker_scheduler
 
     return worker_scheduler.app
@@ -68,7 +68,7 @@ def celery_worker_cluster(
 
 @pytest.fixture
 def beat(deployment: dict[str, str], celery_setup_app: Celery, tmp_path: Path) -> Iterator[CeleryTestNode]:
-    """A Beat whose daily tick is overdue by its own account: it last rang two days ago."""
+    """A Beat whose daily tick is overdue: its last one was two days ago."""
     overdue(celery_setup_app)
     node = beat_node(
         celery(deployment, tmp_path / "beat.log", "beat", "--loglevel", "INFO"), celery_setup_app
@@ -96,11 +96,11 @@ def worker_of_setup(setup: CeleryTestSetup) -> CeleryTestWorker:
     return setup.worker
 
 
-def test_beat_rings_a_tick_that_a_worker_turns_into_completed_rows(
+def test_beat_triggers_a_tick_that_a_worker_turns_into_completed_rows(
     ledger: Ledger, broker: Broker, celery_setup: CeleryTestSetup, beat: CeleryTestNode
 ) -> None:
     make_users(ledger.url, 25)
-    # The day of the slot that is due: the last 02:00.
+    # The due slot is the last 02:00.
     key = f"daily:{(datetime.now(UTC) - timedelta(hours=2)).date()}"
     worker = worker_of_setup(celery_setup)
     assert worker.ready()
@@ -115,14 +115,15 @@ def test_beat_rings_a_tick_that_a_worker_turns_into_completed_rows(
     assert "Traceback" not in worker.logs() + beat.logs()
 
 
-def test_a_worker_that_is_killed_gives_its_waiting_jobs_to_the_next(
+@pytest.mark.slow
+def test_the_waiting_jobs_of_a_killed_worker_go_to_the_next_worker(
     ledger: Ledger,
     broker: Broker,
     celery_setup: CeleryTestSetup,
     deployment: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    """The job in hand stays RUNNING; what becomes of it is for reconcile to say."""
+    """The job that it was running stays RUNNING; reconcile decides about it later."""
     folder = Path(deployment["HANDLER_FOLDER"])
     worker = worker_of_setup(celery_setup)
     assert worker.ready()
@@ -136,7 +137,7 @@ def test_a_worker_that_is_killed_gives_its_waiting_jobs_to_the_next(
     try:
         make_users(ledger.url, 10)
         celery_setup.app.send_task("scheduler.daily_tick", kwargs={"date": "2026-11-23"})
-        wait_until(lambda: list(folder.glob("began-*")), 30, "the first job's begin")
+        wait_until(lambda: list(folder.glob("began-*")), 30, "the start of the first job")
         killed.kill()
         assert killed.container.status == "exited"
         assert ledger.states() == {"RUNNING": 1, "PENDING": 9}
@@ -149,7 +150,7 @@ def test_a_worker_that_is_killed_gives_its_waiting_jobs_to_the_next(
     assert len(began) == 1
 
 
-def test_an_idle_worker_stops_within_the_time_that_platforms_give(
+def test_an_idle_worker_stops_within_the_time_that_platforms_allow(
     celery_setup: CeleryTestSetup,
 ) -> None:
     worker = worker_of_setup(celery_setup)

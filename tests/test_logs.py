@@ -1,4 +1,4 @@
-"""A log line stays one line: whatever a value holds, it neither ends it nor drives a terminal."""
+"""A log line stays one line: no value can end it or control a terminal."""
 
 import logging
 

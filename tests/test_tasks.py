@@ -1,4 +1,4 @@
-"""The Celery tasks, in a worker that runs in this process: the same rules and errors as the CLI's."""
+"""The Celery tasks, in a worker in this process, have the same rules and errors as the command line."""
 
 import logging
 import signal
@@ -18,11 +18,16 @@ from tests.support.messages import Broker
 from tests.support.proxy import Proxy
 from tests.support.users import make_users, user_id
 from tests.support.waiting import wait_until
-from worker_scheduler import logs, tick
+from worker_scheduler import logs
 from worker_scheduler.clock import utc_now
-from worker_scheduler.options import DailyOptions
+from worker_scheduler.config.options import DailyOptions
+from worker_scheduler.errors import Refused
+from worker_scheduler.fanout import due_days, tick
+from worker_scheduler.fanout.report import Report
+from worker_scheduler.ledger.tables import Kind
+from worker_scheduler.outcome import Outcome
 
-Ring = Callable[..., Any]
+CallTask = Callable[..., Any]
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def app(deployed: None, monkeypatch: pytest.MonkeyPatch) -> Celery:
 
 @pytest.fixture
 def worker(app: Celery) -> Iterator[Queue[Any]]:
-    """A worker of every queue; what its tasks return or raise comes into the queue."""
+    """A worker for all queues; yields a queue of what its tasks return or raise."""
     ended: Queue[Any] = Queue()
 
     def succeeded(sender: Any, result: object, **_: object) -> None:
@@ -67,8 +72,8 @@ def worker(app: Celery) -> Iterator[Queue[Any]]:
 
 
 @pytest.fixture
-def ring(app: Celery, worker: Queue[Any]) -> Ring:
-    """Sends a tick's task, as Beat or `celery call` would; returns what the task returned or raised."""
+def call_task(app: Celery, worker: Queue[Any]) -> CallTask:
+    """Sends a task, as Beat or `celery call` would; returns what the task returned or raised."""
 
     def call(name: str, **kwargs: object) -> Any:
         app.send_task(name, kwargs=kwargs)
@@ -88,9 +93,9 @@ def all_final(ledger: Ledger) -> dict[str, int]:
     return dict(ledger.states())
 
 
-def test_daily_tick_and_the_jobs_that_follow(ring: Ring, ledger: Ledger) -> None:
+def test_daily_tick_and_the_jobs_that_follow(call_task: CallTask, ledger: Ledger) -> None:
     make_users(ledger.url, 10)
-    report = ring("scheduler.daily_tick")
+    report = call_task("scheduler.daily_tick")
     assert report["outcome"] == "enqueued"
     assert report["partition_key"] == f"daily:{(datetime.now(UTC) - timedelta(hours=2)).date()}"
     assert report["jobs_inserted"] == report["jobs_enqueued"] == 10
@@ -100,21 +105,23 @@ def test_daily_tick_and_the_jobs_that_follow(ring: Ring, ledger: Ledger) -> None
     assert ledger.value("SELECT requested_by FROM sync_runs").startswith("task ")
 
 
-def test_daily_tick_of_a_date_is_idempotent(ring: Ring, ledger: Ledger) -> None:
+def test_daily_tick_of_a_date_is_idempotent(call_task: CallTask, ledger: Ledger) -> None:
     make_users(ledger.url, 3)
-    assert ring("scheduler.daily_tick", date="2026-11-23")["partition_key"] == "daily:2026-11-23"
-    assert ring("scheduler.daily_tick", date="2026-11-23")["outcome"] == "nothing_to_do"
+    assert call_task("scheduler.daily_tick", date="2026-11-23")["partition_key"] == "daily:2026-11-23"
+    assert call_task("scheduler.daily_tick", date="2026-11-23")["outcome"] == "nothing_to_do"
     assert ledger.count("daily:2026-11-23") == 3
 
 
 @pytest.mark.parametrize("form", ["list", "text"])
-def test_backfill_takes_lists_and_comma_separated_texts(form: str, ring: Ring, ledger: Ledger) -> None:
+def test_backfill_takes_lists_and_comma_separated_texts(
+    form: str, call_task: CallTask, ledger: Ledger
+) -> None:
     make_users(ledger.url, 9)
     ids, logins = [str(user_id(4)), str(user_id(5))], ["USER-6", "user-4"]
     chosen: dict[str, object] = {"user_ids": ids, "github_logins": logins}
     if form == "text":
         chosen = {"user_ids": ",".join(ids), "github_logins": ", ".join(logins)}
-    report = ring("scheduler.backfill", backfill_days=30, confirm=True, campaign="c", **chosen)
+    report = call_task("scheduler.backfill", backfill_days=30, confirm=True, campaign="c", **chosen)
     assert report["users_total_selected"] == report["jobs_enqueued"] == 3
     assert report["partition_key"] == f"backfill:{datetime.now(UTC).date()}:30d:c"
     assert all_final(ledger) == {"COMPLETED": 3}
@@ -122,7 +129,8 @@ def test_backfill_takes_lists_and_comma_separated_texts(form: str, ring: Ring, l
 
 
 REFUSED: list[tuple[str, dict[str, object], str, str]] = [
-    ("scheduler.daily_tick", {"date": "tomorrow"}, "BadInput", "--date='tomorrow' is no date"),
+    ("scheduler.daily_tick", {"date": "tomorrow"}, "BadInput", "--date='tomorrow' is not a valid date"),
+    ("scheduler.daily_tick", {"date": "9999-12-31"}, "BadInput", "--date='9999-12-31' is in the future: "),
     ("scheduler.daily_tick", {"dat": "2026-11-23"}, "BadInput", "unknown option 'dat'"),
     ("scheduler.daily_tick", {"max_enqueued_jobs": 5}, "Refused", "MAX_ENQUEUED_JOBS=5"),
     ("scheduler.daily_tick", {"enqueue_sleep_seconds": -1}, "BadInput", "--enqueue-sleep-seconds='-1'"),
@@ -136,7 +144,7 @@ REFUSED: list[tuple[str, dict[str, object], str, str]] = [
         "60 users selected, more than BACKFILL_MAX_USERS=50",
     ),
     ("scheduler.backfill", {"backfill_days": 1, "user_ids": []}, "BadInput", "--user-ids='[]' is empty"),
-    ("scheduler.backfill", {"backfill_days": 1, "user_ids": "x"}, "BadInput", "no UUID"),
+    ("scheduler.backfill", {"backfill_days": 1, "user_ids": "x"}, "BadInput", "not a UUID"),
     (
         "scheduler.backfill",
         {"backfill_days": 1, "github_logins": ["nobody"]},
@@ -154,24 +162,41 @@ REFUSED: list[tuple[str, dict[str, object], str, str]] = [
 ]
 
 
-def test_the_same_rules_and_errors(ring: Ring, ledger: Ledger) -> None:
+def test_the_same_rules_and_errors(call_task: CallTask, ledger: Ledger) -> None:
     make_users(ledger.url, 60)
     for name, kwargs, error, words in REFUSED:
-        raised = ring(name, **kwargs)
+        raised = call_task(name, **kwargs)
         assert type(raised).__name__ == error
         assert words in str(raised)
         assert not any(ledger.everything().values())
 
 
+def test_every_report_of_a_trigger_is_logged_then_a_failure_is_raised(
+    call_task: CallTask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused, enqueued = (Report(mode=Kind.DAILY, partition_key=f"daily:2026-11-{day}") for day in (22, 23))
+    refused.end(Refused("not this day"))
+    enqueued.outcome = Outcome.ENQUEUED
+    monkeypatch.setattr(due_days, "start_triggered", lambda *_: [refused, enqueued])
+    logs.configure("INFO")
+    with caplog.at_level(logging.INFO):
+        assert str(call_task("scheduler.daily_tick")) == "not this day"
+    said = [line for line in map(logging.LogRecord.getMessage, caplog.records) if 'event="tick' in line]
+    assert [line.split(" users=")[0] for line in said] == [
+        'event="tick refused" partition_key=daily:2026-11-22',
+        'event="tick enqueued" partition_key=daily:2026-11-23',
+    ]
+
+
 def test_bad_input_is_one_line_at_error(
     app: Celery, worker: Queue[Any], ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Celery itself logs what an operator can mend at INFO."""
+    """Celery itself logs errors that an operator can fix only at INFO."""
     logs.configure("INFO")  # as in a worker's own process
     for name, args, kwargs, words in (
         ("scheduler.backfill", [3], {}, "argument '3' has no name: give options as keyword arguments"),
         ("scheduler.daily_tick", ["2026-11-23", 3], {}, "argument '3' has no name"),
-        ("scheduler.daily_tick", ["tomorrow"], {}, "--date='tomorrow' is no date"),
+        ("scheduler.daily_tick", ["tomorrow"], {}, "--date='tomorrow' is not a valid date"),
         ("scheduler.backfill", [], {"backfill_days": 0}, "--backfill-days='0'"),
     ):
         caplog.clear()
@@ -206,25 +231,25 @@ def test_a_job_that_postgres_refuses_is_one_line_at_error(
     assert "not by you" in line.getMessage()
 
 
-def test_a_tick_that_runs_already_is_no_error(ring: Ring, ledger: Ledger) -> None:
+def test_a_task_joins_a_tick_that_is_running(call_task: CallTask, ledger: Ledger) -> None:
     make_users(ledger.url, 1)
     ledger.execute(
         "INSERT INTO sync_locks (lock_id, holder, partition_key, acquired_at, leased_until) VALUES"
         f" ({0x7761766501}, gen_random_uuid(), 'daily:2026-11-23', now(), now() + interval '30 seconds')"
     )
-    assert ring("scheduler.daily_tick", date="2026-11-23")["outcome"] == "already_running"
-    refused = ring("scheduler.daily_tick", date="2026-11-24")
+    assert call_task("scheduler.daily_tick", date="2026-11-23")["outcome"] == "joined"
+    refused = call_task("scheduler.daily_tick", date="2026-11-24")
     assert "a tick of daily:2026-11-23 is running" in str(refused)
 
 
-def test_a_store_that_is_away_is_tried_again_later(
-    ring: Ring, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+def test_a_tick_is_retried_if_a_store_is_away(
+    call_task: CallTask, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/db")
-    assert "Postgres at 127.0.0.1:1/db is unavailable" in str(ring("scheduler.daily_tick"))
+    assert "Postgres at 127.0.0.1:1/db is unavailable" in str(call_task("scheduler.daily_tick"))
 
 
-def test_a_message_that_is_no_jobs_is_ignored(
+def test_a_message_without_a_job_is_ignored(
     app: Celery, worker: Queue[Any], ledger: Ledger, broker: Broker
 ) -> None:
     make_users(ledger.url, 1)
@@ -244,8 +269,8 @@ def test_a_message_whose_job_cannot_be_claimed_goes_back_into_the_queue(
     database_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where Postgres stays away for longer than a worker waits for it; that is cut to nothing here."""
-    monkeypatch.setattr("worker_scheduler.worker._PATIENCE_SECONDS", 0)
+    """If Postgres stays away for longer than a worker waits for it, which is set to 0 s here."""
+    monkeypatch.setattr("worker_scheduler.worker.claims._PATIENCE_SECONDS", 0)
     make_users(ledger.url, 1)
     begun: list[str] = []
 

@@ -10,44 +10,51 @@ from types import ModuleType
 from celery import Celery
 from celery.schedules import crontab
 
+from worker_scheduler import checked_app
+from worker_scheduler.config.settings import load
 from worker_scheduler.errors import ConfigurationError
-from worker_scheduler.publisher.slim import SlimMessages
-from worker_scheduler.settings import load
+from worker_scheduler.intake.connection import GatedMessages
 
 DAILY_TICK = "scheduler.daily_tick"
 BACKFILL = "scheduler.backfill"
 RECONCILE = "scheduler.reconcile"
-DISPATCH = "scheduler.dispatch"
 DAILY_TICK_ENTRY = "daily-tick"
 """The name of the daily tick in RedBeat's schedule."""
 RECONCILE_ENTRY = "reconcile"
 """The name of reconcile in RedBeat's schedule."""
 
-_CONFIG_FILE = Path(__file__).resolve().parent.parent / "celeryconfig.py"
+_PACKAGE = Path(__file__).resolve().parent
+_CONFIG_FILES = (_PACKAGE / "celeryconfig.py", _PACKAGE.parent / "celeryconfig.py")
+"""Where our celeryconfig.py may be: in the package if it is installed, beside the package in a checkout."""
+
+_OURS = "from worker_scheduler.config.settings import load"
+"""A line of our celeryconfig.py. Beside an installed package there may be another application's file."""
 
 
 def _our_celeryconfig() -> ModuleType:
-    """The celeryconfig.py beside this package, whatever else has that name on the path.
+    """Loads celeryconfig.py by its path, so that no other module of that name is taken instead.
 
-    Raises ConfigurationError where another distribution has put its own in that place.
+    Raises ConfigurationError if there is none, or if the settings that it loads are wrong.
     """
-    spec = importlib.util.spec_from_file_location("worker_scheduler_celeryconfig", _CONFIG_FILE)
-    if spec is None or spec.loader is None or not _CONFIG_FILE.is_file():
-        raise ConfigurationError([f"{_CONFIG_FILE} is missing: install worker-scheduler again"])
+    for file in _CONFIG_FILES:
+        if file.is_file() and _OURS in file.read_text(encoding="utf-8", errors="replace"):
+            return _module_from(file)
+    raise ConfigurationError([f"{_CONFIG_FILES[0]} is missing: install worker-scheduler again"])
+
+
+def _module_from(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("worker_scheduler_celeryconfig", file)
+    assert spec is not None and spec.loader is not None  # as for every path that ends in .py
     module = importlib.util.module_from_spec(spec)
-    if "worker_scheduler" not in (spec.loader.get_source(spec.name) or ""):  # type: ignore[attr-defined]
-        raise ConfigurationError(
-            [f"{_CONFIG_FILE} is not worker_scheduler's: another package has replaced it"]
-        )
     spec.loader.exec_module(module)
     return module
 
 
 def _create_app() -> Celery:
-    app = Celery("worker_scheduler", include=["worker_scheduler.tasks"], amqp=SlimMessages)
-    app.config_from_object(_our_celeryconfig())
+    app = checked_app.create(
+        "worker_scheduler", _our_celeryconfig(), include=["worker_scheduler.tasks"], amqp=GatedMessages
+    )
     settings = load()
-    interval = settings.reconcile_interval_seconds
     app.conf.beat_schedule = {
         DAILY_TICK_ENTRY: {
             "task": DAILY_TICK,
@@ -56,9 +63,10 @@ def _create_app() -> Celery:
         },
         RECONCILE_ENTRY: {
             "task": RECONCILE,
-            "schedule": timedelta(seconds=interval),
-            # Rings that piled up while no worker was there say nothing that the next one does not.
-            "options": {"queue": "scheduler", "expires": interval},
+            "schedule": timedelta(seconds=settings.reconcile_interval_seconds),
+            # No expiry, since that would compare Beat's clock with a worker's. While no worker runs, these
+            # messages pile up; of those, one makes a pass (`reconcile_if_due`).
+            "options": {"queue": "scheduler"},
         },
     }
     return app

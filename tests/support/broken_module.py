@@ -1,3 +1,3 @@
-"""A handler's module that does not import."""
+"""A handler's module that cannot be imported."""
 
 raise RuntimeError("no\nkey")

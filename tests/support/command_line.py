@@ -1,4 +1,4 @@
-"""Runs the command `scheduler`, in this process or in one of its own, and says how it ended."""
+"""Runs the command `scheduler`, in this process or in a new one, and returns how it ended."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ class Outcome:
 
     @property
     def report(self) -> dict[str, Any]:
-        """The one JSON object that `--json` prints; nothing else may be on stdout."""
+        """The one JSON object that `--json` prints; fails if stdout holds anything else."""
         parsed = json.loads(self.stdout)
         assert self.stdout == json.dumps(parsed) + "\n"
         assert isinstance(parsed, dict)
@@ -37,13 +37,13 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The one line of stderr that is no log line."""
+        """The only line of stderr that is not a log line."""
         (line,) = self.errors
         return line
 
     @property
     def errors(self) -> list[str]:
-        """The lines of stderr that are no log lines; there are no lines of a third kind."""
+        """The errors on stderr, without prefix; fails if a line is neither an error nor a log line."""
         prefix = "scheduler: "
         lines = self.stderr.splitlines()
         logged = [line for line in lines if line[:4].isdigit() and line[4] == "-"]
@@ -53,7 +53,7 @@ class Outcome:
 
 
 def in_this_process(*arguments: str) -> Outcome:
-    """`scheduler ARGUMENTS`, without the cost of a process."""
+    """Runs `scheduler ARGUMENTS` without the cost of a process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     stdout, stderr = io.StringIO(), io.StringIO()
@@ -72,7 +72,7 @@ def as_process(
     folder: Path | None = None,
     deadline_seconds: float = 60,
 ) -> Outcome:
-    """`python -m worker_scheduler ARGUMENTS` in its own process."""
+    """Runs `python -m worker_scheduler ARGUMENTS` in a process of its own."""
     return outcome_of(
         [sys.executable, "-m", "worker_scheduler", *arguments], environment, folder, deadline_seconds
     )
@@ -84,7 +84,7 @@ def outcome_of(
     folder: Path | None = None,
     deadline_seconds: float = 60,
 ) -> Outcome:
-    """Any command, in its own process, run to its end."""
+    """Runs any command to its end, in a process of its own."""
     ended = subprocess.run(
         command,
         env=environment,

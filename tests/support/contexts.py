@@ -1,17 +1,22 @@
-"""What a tick and reconcile work with, in this process and on a clock that the test moves."""
+"""The context of a tick or a reconcile pass in this process, with a clock that the test moves."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from threading import Barrier, Thread
 from typing import Any, TypeVar
 
-from worker_scheduler.context import TickContext
+import pytest
+from freezegun.api import FakeDatetime
+
+from worker_scheduler.clock import utc_now
+from worker_scheduler.fanout.context import TickContext
+from worker_scheduler.ledger.runs import Run
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 INSTANT = timedelta(microseconds=1)
-"""The least that two stored times can differ by: the other side of a bound."""
+"""The smallest difference between two stored times; subtracted from a bound, it gives the other side."""
 
 _Value = TypeVar("_Value")
 
@@ -29,9 +34,38 @@ class HandedClock:
         self.now += step
 
 
+@dataclass
+class Requests:
+    """Asks for no dispatcher, and notes each request. waits: True as in the command, False as in a task."""
+
+    waits: bool = True
+    extra: list[tuple[str, int]] = field(default_factory=list)
+    continued: list[tuple[str, str]] = field(default_factory=list)
+
+    def request_extra(self, partition_key: str, number: int) -> None:
+        self.extra.append((partition_key, number))
+
+    def continue_later(self, run: Run) -> None:
+        self.continued.append((run.partition_key, run.queue))
+
+
+@contextmanager
+def frozen_time_in_the_ledger() -> Iterator[None]:
+    """Gives the ledger the time that freezegun has set, which it can set for this process only.
+
+    Inside the block; without freezegun the ledger has Postgres' time.
+    """
+    from worker_scheduler import wiring
+
+    with pytest.MonkeyPatch.context() as patch:
+        if isinstance(datetime.now(UTC), FakeDatetime):
+            patch.setattr(wiring, "ledger_clock", lambda *_: utc_now)
+        yield
+
+
 @contextmanager
 def context_at(clock: Callable[[], datetime], **settings: Any) -> Iterator[TickContext]:
-    """A context of a deployed process; `settings` stand in for variables. Its pauses take no time."""
+    """The context of a deployed process, with `settings` changed and pauses that take no time."""
     from worker_scheduler import wiring
 
     with wiring.tick_context("test", lambda _: None) as context:
@@ -40,12 +74,12 @@ def context_at(clock: Callable[[], datetime], **settings: Any) -> Iterator[TickC
             settings=context.settings.model_copy(update=settings),
             clock=clock,
             pause=lambda _: None,
-            call_dispatchers=lambda *_: None,
+            dispatcher_requests=Requests(),
         )
 
 
 def at_once(context: TickContext, times: int, step: Callable[[TickContext], _Value]) -> list[_Value]:
-    """Calls `step` in as many threads at once, each with connections of its own; what they return."""
+    """Calls `step` in `times` threads at once, each with its own connections; returns their results."""
     barrier = Barrier(times)
     returned: list[_Value] = []
     raised: list[BaseException] = []

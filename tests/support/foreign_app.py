@@ -1,4 +1,4 @@
-"""Another code base: a Celery app of its own, with its own `sync_user`, which claims our jobs."""
+"""Another application: its own Celery app and its own `sync_user`, which claims the scheduler's jobs."""
 
 import os
 

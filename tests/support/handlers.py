@@ -11,11 +11,11 @@ not_a_function = "text"
 
 
 def complete(job: SyncJob) -> None:
-    """COMPLETED."""
+    """Returns at once: the job is COMPLETED."""
 
 
 def by_login(job: SyncJob) -> None:
-    """user-1 is skipped, user-2 fails, user-3 wants to exit; the rest are COMPLETED."""
+    """Skips user-1, fails for user-2, calls sys.exit for user-3; the other jobs are COMPLETED."""
     if job.github_login == "user-1":
         raise SkipJob("has no repositories")
     if job.github_login == "user-2":
@@ -25,15 +25,15 @@ def by_login(job: SyncJob) -> None:
 
 
 def wait_for_permission(job: SyncJob) -> None:
-    """Says in the folder HANDLER_FOLDER that the job has begun; ends when it finds `go` there."""
+    """Notes in the folder HANDLER_FOLDER that the job has begun; ends when it finds the file `go` there."""
     folder = Path(os.environ["HANDLER_FOLDER"])
     (folder / f"began-{job.user_id}-{os.getpid()}").touch()
     deadline = time.monotonic() + 60
     while not (folder / "go").exists():
         if time.monotonic() > deadline:
-            raise TimeoutError("nobody gave permission")
+            raise TimeoutError("no file `go` after 60 s")
         time.sleep(0.02)
 
 
 async def coroutine(job: SyncJob) -> None:
-    """A worker calls it and drops what it returns, so nothing would be done."""
+    """Not a valid handler: a worker would not await it, so it would do nothing."""

@@ -1,7 +1,6 @@
 """Runs one function in many real processes at the same moment: `python -m tests.support.herd`.
 
-The processes are forked from one that has imported everything, so that they begin together and not
-one by one as each comes through its imports.
+The processes are forked from one that has imported everything, so that they begin together.
 """
 
 import importlib
@@ -21,7 +20,7 @@ from tests.support.command_line import Outcome
 def run_herd(
     environment: Mapping[str, str], size: int, function: str, *arguments: str, deadline_seconds: float = 90
 ) -> list[Outcome]:
-    """The outcomes of `package.module:function`, called by each process with a list of arguments."""
+    """Calls `package.module:function` with the arguments in `size` processes; returns their outcomes."""
     root = Path(__file__).resolve().parents[2]
     ended = subprocess.run(
         [sys.executable, "-m", "tests.support.herd", str(size), function, *arguments],
@@ -37,12 +36,12 @@ def run_herd(
 
 
 def work(arguments: list[str]) -> int:
-    """Does the job of an id, as a worker would; prints its attempt where it came to do it."""
+    """Runs the job with the given id as a worker would, and prints its attempt if it got the job."""
     from uuid import UUID
 
     from worker_scheduler import logs
-    from worker_scheduler.settings import load
-    from worker_scheduler.worker import process_worker
+    from worker_scheduler.config.settings import load
+    from worker_scheduler.wiring import process_worker
 
     logs.configure(load().log_level)
     process_worker().run(UUID(arguments[0]), lambda job: print(job.attempt))
@@ -50,7 +49,8 @@ def work(arguments: list[str]) -> int:
 
 
 def _main(size: int, function: str, arguments: list[str]) -> None:
-    importlib.import_module("worker_scheduler.wiring")
+    for warm in ("worker_scheduler.wiring", "worker_scheduler.celery_app"):
+        importlib.import_module(warm)
     module, _, name = function.partition(":")
     call = getattr(importlib.import_module(module), name)
     gate, opener = os.pipe()

@@ -1,4 +1,4 @@
-"""How many inputs a test of hypothesis tries: few in `make test`, many in `make test-fuzz`."""
+"""How many inputs a hypothesis test tries: few in `make test`, many in `make test-fuzz`."""
 
 import os
 
@@ -8,9 +8,9 @@ INPUTS = int(os.environ.get("FUZZ_INPUTS", "1000"))
 
 
 def inputs(share: float) -> settings:
-    """This share of all inputs."""
+    """The hypothesis settings for this share of INPUTS."""
     return settings(
         max_examples=round(INPUTS * share),
-        # The fixtures are for all inputs of a test: none of them may change anything.
+        # All inputs of a test share its fixtures, so no input may change what they hold.
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )

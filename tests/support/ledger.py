@@ -1,6 +1,7 @@
-"""Looks into the ledger, and makes its rows look older; goes past our own SQL on purpose."""
+"""Reads and changes the ledger's tables directly, on purpose without the product's SQL."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -8,13 +9,13 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg.sql import SQL, Identifier
 
-TABLES = ("sync_runs", "sync_batches", "sync_jobs", "sync_locks")
+TABLES = ("sync_runs", "sync_selected_users", "sync_batches", "sync_jobs", "sync_locks", "sync_tasks")
 
 Row = dict[str, Any]
 
 
 class Ledger:
-    """One database, by its URL; each call is a connection and a transaction of its own."""
+    """The tables of one database; each call uses its own connection and transaction."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -71,8 +72,15 @@ class Ledger:
         )
         return {row["status"]: row["jobs"] for row in counted}
 
+    @contextmanager
+    def locked(self, table: str) -> Iterator[None]:
+        """A block in which another session has the table to itself."""
+        with psycopg.connect(self.url) as connection:
+            connection.execute(SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(Identifier(table)))
+            yield
+
     def everything(self) -> dict[str, list[str]]:
-        """Every row of every table of ours, as text; for comparing before and after."""
+        """Every row of every table in TABLES that exists, as text; for comparing before and after."""
         with psycopg.connect(self.url) as connection:
             return {
                 table: [
@@ -82,4 +90,5 @@ class Ledger:
                     )
                 ]
                 for table in TABLES
+                if self.value("SELECT to_regclass(%s) IS NOT NULL", table)
             }

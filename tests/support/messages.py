@@ -1,17 +1,21 @@
-"""Looks into a Redis broker: which messages wait in which queue. It consumes none."""
+"""Shows which messages wait in which queue of a Redis broker, without consuming them."""
 
 import json
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from redis import Redis
+
+from worker_scheduler.probe_ids import is_probe
+from worker_scheduler.publisher.message_ids import is_probe_entry
 
 QUEUES = ("scheduler", "daily", "backfill")
 
 
 @dataclass(frozen=True)
 class Message:
-    """A task's message as kombu has put it into its list."""
+    """A task's message as kombu stores it in a queue's list."""
 
     raw: dict[str, Any]
 
@@ -25,6 +29,11 @@ class Message:
         return str(self.headers["id"])
 
     @property
+    def is_probe(self) -> bool:
+        """Whether it is no job's, but tells reconcile how far the queue has been taken."""
+        return is_probe(UUID(self.task_id))
+
+    @property
     def body(self) -> list[Any]:
         """Arguments, keyword arguments, and what Celery adds."""
         assert self.raw["properties"]["body_encoding"] == "utf-8"
@@ -33,7 +42,7 @@ class Message:
 
 
 class Broker:
-    """One logical database of Redis, and our keys in it."""
+    """The scheduler's keys in one logical database of Redis."""
 
     def __init__(self, url: str, key_prefix: str) -> None:
         self.url = url
@@ -46,10 +55,10 @@ class Broker:
         return [Message(json.loads(text)) for text in reversed(texts)]
 
     def count(self, queue: str) -> int:
-        """How many messages wait in a queue."""
+        """How many messages wait in a queue, not counting probes."""
         with Redis.from_url(self.url) as redis:
-            length: int = redis.llen(self.key_prefix + queue)
-        return length
+            entries: list[bytes] = redis.lrange(self.key_prefix + queue, 0, -1)
+        return sum(not is_probe_entry(entry) for entry in entries)
 
     def unacknowledged(self) -> int:
         """How many messages workers have taken and not yet acknowledged."""
@@ -68,12 +77,12 @@ class Broker:
             return {key.decode(): redis.dump(key) for key in keys}
 
     def lose_queue(self, queue: str) -> None:
-        """As if workers had taken all that waits, and had done it."""
+        """Removes every message that waits in a queue."""
         with Redis.from_url(self.url) as redis:
             redis.delete(self.key_prefix + queue)
 
     def lose_everything(self) -> None:
-        """As a FLUSHALL would, to our keys only."""
+        """Removes every key of the scheduler, as a FLUSHALL would."""
         with Redis.from_url(self.url) as redis:
             for key in redis.scan_iter(match=f"{self.key_prefix}*", count=1000):
                 redis.delete(key)

@@ -1,4 +1,4 @@
-"""Real processes as nodes of pytest-celery, which otherwise knows containers only."""
+"""Real processes as nodes of pytest-celery, which otherwise knows only containers."""
 
 import signal as signals
 from typing import Any
@@ -81,12 +81,12 @@ class ProcessContainer(CeleryTestContainer):  # type: ignore[misc]
 
 
 def worker_node(process: Process, app: Any) -> CeleryTestWorker:
-    """A worker that runs; call `teardown` in the end."""
+    """Starts a worker; call `teardown` in the end."""
     process.start()
     return CeleryTestWorker(ProcessContainer("worker", process, "ready."), app)
 
 
 def beat_node(process: Process, app: Any) -> CeleryTestNode:
-    """A Beat that runs; call `teardown` in the end."""
+    """Starts a Beat; call `teardown` in the end."""
     process.start()
     return CeleryTestNode(ProcessContainer("beat", process, "beat: Starting"), app)

@@ -1,4 +1,4 @@
-"""The table `sync_jobs` as older schedulers have left it, in several dialects, with rows in it."""
+"""The table `sync_jobs` as older schedulers left it, in several shapes, with rows in it."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ _ROWS = """
 
 @dataclass(frozen=True)
 class OlderScheduler:
-    """How one of them has made its table."""
+    """How one older scheduler made its table."""
 
     name: str
     status: str = "varchar(20)"
@@ -40,7 +40,7 @@ class OlderScheduler:
     states: tuple[str, ...] = STATES
 
     def leave_behind(self, url: str, users: int) -> None:
-        """Its table: for each user two rows in today's partition and one in yesterday's."""
+        """Makes its table: for each user two rows in today's partition and one in yesterday's."""
         make_users(url, users)
         more = self.more_columns or {}
         columns = "".join(f", {name} {definition}" for name, (definition, _) in more.items())
@@ -71,7 +71,7 @@ OLDER_SCHEDULERS = (
         before=("CREATE TYPE job_status AS ENUM ('PENDING', 'RUNNING', 'COMPLETED', 'FAILED')",),
     ),
     OlderScheduler(
-        "enum with states of its own alone",
+        "enum with only its own states",
         status='"job_status"',
         before=("CREATE TYPE job_status AS ENUM ('queued', 'done')",),
         states=("queued", "done"),

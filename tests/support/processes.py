@@ -1,4 +1,4 @@
-"""Real processes of Celery and of the scheduler, each logging to a file of its own."""
+"""Real processes of Celery and of the scheduler, each with its own log file."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.support.waiting import wait_until
 
 
 class Process:
-    """A command that can be started, signalled, and started again; its log is kept throughout."""
+    """A command that can be started, signalled, and started again; all runs append to one log."""
 
     def __init__(self, command: list[str], environment: Mapping[str, str], log: Path) -> None:
         self._command = command
@@ -23,7 +23,7 @@ class Process:
         self._popen: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it, in a process group of its own."""
+        """Starts the command in a process group of its own."""
         assert not self.running
         with self._log.open("ab") as output:
             self._popen = subprocess.Popen(
@@ -49,11 +49,11 @@ class Process:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def send(self, sent: signal.Signals) -> None:
-        """Signals the process alone, as a platform does it."""
+        """Signals only the process, not its children, as a platform does."""
         os.kill(self.pid, sent)
 
     def kill(self) -> None:
-        """SIGKILL, to its children too, and waits for its end."""
+        """Sends SIGKILL to the process and its children, and waits for its end."""
         if self._popen is not None:
             if self.running:
                 os.killpg(self.pid, signal.SIGKILL)
@@ -87,7 +87,7 @@ def worker_of(environment: Mapping[str, str], log: Path, queues: str, *arguments
 
 @contextmanager
 def started(process: Process) -> Iterator[Process]:
-    """Starts it, and leaves nothing of it behind."""
+    """Starts a process; kills it and its children when the block is left."""
     process.start()
     try:
         yield process
@@ -96,9 +96,7 @@ def started(process: Process) -> Iterator[Process]:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it still runs. A zombie has ended: an orphan is one until the system's init has reaped it,
-    which nobody here can hasten.
-    """
+    """Whether a process still runs. A zombie has ended; an orphan stays one until init has reaped it."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

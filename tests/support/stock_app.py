@@ -1,4 +1,4 @@
-"""An application as people write it: stock Celery with its own settings, and nothing of ours in it."""
+"""An application without the scheduler: stock Celery with its own settings."""
 
 import os
 from pathlib import Path
@@ -14,6 +14,6 @@ app.conf.worker_send_task_events = True
 
 @app.task(name="sync_user")  # type: ignore[untyped-decorator] # Celery has no types
 def sync_user(user_id: str, partition_key: str, triggered_by: str) -> str:
-    """Ends when the file that GATE names exists."""
+    """Ends when the file named by GATE exists."""
     wait_until(Path(os.environ["GATE"]).exists, 60, "the gate")
     return f"{user_id} {partition_key} {triggered_by}"

@@ -17,7 +17,7 @@ ON CONFLICT DO NOTHING
 
 
 def make_users(database_url: str, count: int) -> None:
-    """See that users 1 to `count` exist; called again with a larger count, it adds the rest."""
+    """Adds the users 1 to `count` that do not exist yet."""
     with psycopg.connect(database_url) as connection:
         connection.execute(_USERS)
         connection.execute(_ROWS, [count])

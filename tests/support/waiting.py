@@ -1,4 +1,4 @@
-"""Waits for something to come true, with a deadline; the only sleep of the tests is here."""
+"""Waits for a condition, with a deadline; shared by the tests and the fault suite."""
 
 import time
 from collections.abc import Callable
@@ -9,12 +9,18 @@ POLL_SECONDS = 0.02
 T = TypeVar("T")
 
 
-def wait_until(predicate: Callable[[], T], deadline_seconds: float, what: str) -> T:
-    """The predicate's first true value; an AssertionError that says what was awaited, if none."""
+class Overdue(AssertionError):
+    """A condition did not become true before its deadline."""
+
+
+def wait_until(
+    predicate: Callable[[], T], deadline_seconds: float, what: str, poll_seconds: float = POLL_SECONDS
+) -> T:
+    """Returns the predicate's first true value; raises Overdue, with `what`, after the deadline."""
     started = time.monotonic()
     while not (value := predicate()):
         waited = time.monotonic() - started
         if waited > deadline_seconds:
-            raise AssertionError(f"waited {waited:.1f} s for {what}; last seen: {value!r}")
-        time.sleep(POLL_SECONDS)
+            raise Overdue(f"waited {waited:.1f} s for {what}; last seen: {value!r}")
+        time.sleep(poll_seconds)
     return value

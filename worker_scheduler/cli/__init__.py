@@ -1,4 +1,4 @@
-"""The command `scheduler`: parses nothing itself, prints what happened, and ends with a status."""
+"""The command `scheduler`: its subcommands, and how errors become one line and an exit status."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import typer
 
 from worker_scheduler.cli import check, migrate, prune, reconcile, status, ticks
 from worker_scheduler.cli.output import print_error, print_faults, print_json
-from worker_scheduler.errors import BadInput, SchedulerError
+from worker_scheduler.errors import BadInput, Interrupted, SchedulerError
+from worker_scheduler.fanout.report import Report
 from worker_scheduler.ledger.tables import Kind
-from worker_scheduler.report import Report
-
-_INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
 
 application = typer.Typer(
     name="scheduler",
-    help="Gives every user of an application exactly one sync_user job a day, and on demand.",
+    help="Gives every user of an application exactly one sync_user job per day, and more on demand.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,16 +32,17 @@ application.command("check")(check.check)
 
 def main() -> None:
     """Runs the command of sys.argv and ends the process with its exit status."""
-    # As Ctrl-C: what is claimed is given back, instead of waiting for its lease to run out.
+    # SIGTERM works like Ctrl-C: a tick gives back its claims, and the next one need not wait for their
+    # leases to expire.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
+            stream.reconfigure(errors="backslashreplace")  # a terminal may know only ASCII
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """The exit status of a command; whatever an operator can cause is one line on stderr."""
+    """Runs a command and returns its exit status; an error of an operator becomes one line on stderr."""
     try:
         status: int = application(arguments, prog_name="scheduler", standalone_mode=False) or 0
     except typer.TyperException as error:
@@ -55,14 +53,14 @@ def run(arguments: list[str]) -> int:
         print_faults(error)
         return error.exit_status
     except (KeyboardInterrupt, typer.Abort):
-        status = _INTERRUPTED
-    if status == _INTERRUPTED:  # Typer itself turns most of the interrupts into this status
-        print_error("interrupted: the same command again goes on where this one stopped")
+        status = Interrupted.exit_status
+    if status == Interrupted.exit_status:  # Typer turns most interrupts into this status
+        print_error("interrupted: run the same command again to continue where this one stopped")
     return status
 
 
 def _refuse(arguments: list[str], error: BadInput) -> None:
-    """One line, and the report that a tick would have printed, had its options been parsed."""
+    """Prints the error, and with --json the report of a tick that was refused before it began."""
     if arguments[0] in set(Kind) and "--json" in arguments:
         report = Report(mode=Kind(arguments[0]))
         report.end(error)
@@ -73,4 +71,6 @@ def _refuse(arguments: list[str], error: BadInput) -> None:
 def _with_hint(error: typer.TyperException) -> str:
     context: typer.Context | None = getattr(error, "ctx", None)
     command = "scheduler" if context is None else context.command_path
-    return f"{error.format_message()} (see `{command} --help`)"
+    guesses = getattr(error, "possibilities", None)  # of an unknown option
+    text = f"{error.message}. Did you mean {' or '.join(guesses)}?" if guesses else error.format_message()
+    return f"{text} (see `{command} --help`)"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from worker_scheduler import logs
+from worker_scheduler.cli import shared
 from worker_scheduler.cli.output import print_line
 from worker_scheduler.ledger import schema
-from worker_scheduler.settings import load
 
 
 def migrate() -> int:
-    """Bring the tables up to date; safe to run again, and from several machines at once."""
-    settings = load()
-    logs.configure(settings.log_level)
-    logs.to_stderr()
-    version = schema.upgrade(settings.database_url.get_secret_value())
+    """Create the tables, or bring them up to date. Safe to repeat, and on several machines at once."""
+    with shared.ledger(shared.load_and_log(), size=2) as database:
+        version = schema.upgrade(database)
     print_line(f"the tables are at version {version}")
     return 0

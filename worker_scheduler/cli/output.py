@@ -8,60 +8,63 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from worker_scheduler import logs
 from worker_scheduler.errors import ConfigurationError, SchedulerError
+from worker_scheduler.fanout.report import Report
+from worker_scheduler.outcome import Outcome
 from worker_scheduler.redaction import escape_control_characters
-from worker_scheduler.report import Report
 
-log = structlog.get_logger(__name__)
+log = logs.get_logger(__name__)
 
 
 def print_error(line: str) -> None:
-    """One line on stderr."""
+    """Prints one line on stderr."""
     print(f"scheduler: {escape_control_characters(line)}", file=sys.stderr)
 
 
 def print_faults(error: SchedulerError) -> None:
-    """One line a fault on stderr."""
+    """Prints one line per fault on stderr."""
     for fault in error.faults if isinstance(error, ConfigurationError) else (str(error),):
         print_error(fault)
 
 
 def print_line(line: str) -> None:
-    """One line on stdout."""
+    """Prints one line on stdout."""
     print(escape_control_characters(line))
 
 
 def print_json(value: dict[str, Any] | list[Any]) -> None:
-    """One JSON value on stdout, in one line."""
+    """Prints one JSON value on stdout, in one line."""
     print(json.dumps(value))
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 job`, `2 jobs`."""
+    """Returns a number with its noun: `1 job`, `2 jobs`."""
     return f"{number} {noun if number == 1 else noun + 's'}"
 
 
 def print_report(report: Report) -> None:
-    """For a person, the report of a tick that came to its end."""
+    """Prints the report of a finished tick for a person."""
     print_line(f"{report.partition_key}: {_sentence(report)}")
     missing = [*map(str, report.missing_user_ids), *report.missing_github_logins]
     if missing:
-        print_line(f"  unknown, left out: {len(missing)} ({', '.join(missing[:20])})")
+        print_line(f"  unknown users, skipped: {len(missing)} ({', '.join(missing[:20])})")
 
 
 def _sentence(report: Report) -> str:
     seconds = f"{report.duration_seconds:.1f} s"
-    if report.outcome == "dry_run":
+    if report.outcome is Outcome.DRY_RUN:
         return (
             f"dry run, nothing was written: {counted(report.users_total_selected, 'user')} selected,"
             f" {report.would_insert} of them without a job yet;"
             f" {counted(report.would_enqueue or 0, 'job')} would be enqueued"
         )
-    if report.outcome == "nothing_to_do":
+    if report.outcome is Outcome.JOINED:
+        return _joined(report)
+    if report.outcome is Outcome.NOTHING_TO_DO:
         if report.users_total_selected == 1:
             return f"nothing to do: the one user has their job ({seconds})"
         return f"nothing to do: all {report.users_total_selected} users have their job ({seconds})"
@@ -72,9 +75,21 @@ def _sentence(report: Report) -> str:
     )
 
 
+def _joined(report: Report) -> str:
+    sentence = (
+        f"{counted(report.users_total_selected, 'user')} added to the tick that is running since"
+        f" {report.running_since:%Y-%m-%d %H:%M:%S} UTC: it gives each a job who has none;"
+        " this command has written and sent none itself"
+    )
+    if report.unused_options:
+        names = ", ".join("--" + name.replace("_", "-") for name in report.unused_options)
+        sentence += f"; that tick has options of its own, not used: {names}"
+    return sentence
+
+
 @contextmanager
 def progress() -> Iterator[Callable[[Report], None]]:
-    """Shows a tick's way: a bar on a terminal, else a log line a batch."""
+    """Yields a function that shows progress: as a bar on a terminal, otherwise as a log line per batch."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _log_batch

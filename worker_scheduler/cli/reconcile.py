@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from worker_scheduler import logs
+from worker_scheduler import wiring
+from worker_scheduler.cli import shared
 from worker_scheduler.cli.output import print_faults, print_json, print_line, progress
-from worker_scheduler.cli.ticks import AsJson, who
-from worker_scheduler.settings import load
+from worker_scheduler.cli.shared import AsJson
+from worker_scheduler.maintenance import reconciler
 
 
 def reconcile(as_json: AsJson = False) -> int:
-    """Put right what a crash, an outage or a lost message left behind; safe at any time."""
-    logs.configure(load().log_level)
-    logs.to_stderr()
-    # Imported late: it makes the Celery app, which a wrong variable need not wait for.
-    from worker_scheduler import reconciler, wiring  # noqa: PLC0415
-
-    with progress() as on_progress, wiring.tick_context(who(), on_progress) as context:
+    """Put right what a crash, an outage or a lost message left behind. Safe to run at any time."""
+    shared.load_and_log()
+    with progress() as on_progress, wiring.tick_context(shared.requested_by(), on_progress) as context:
         result = reconciler.reconcile(context)
     for error in result.errors:
         print_faults(error)

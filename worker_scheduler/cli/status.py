@@ -1,4 +1,4 @@
-"""`scheduler status`: how far a run is, or the latest runs. It reads, and moves nothing."""
+"""`scheduler status`: how far a run is, or the latest runs. It only reads."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Connection
 
+from worker_scheduler.cli import shared
 from worker_scheduler.cli.output import print_json, print_line
-from worker_scheduler.errors import BadInput, Refused
+from worker_scheduler.cli.shared import AsJson
+from worker_scheduler.config import options
+from worker_scheduler.errors import Refused
 from worker_scheduler.ledger import batches, jobs, runs, schema
-from worker_scheduler.ledger.database import Database
 from worker_scheduler.ledger.runs import Run
 from worker_scheduler.ledger.tables import JobStatus
-from worker_scheduler.redaction import show
-from worker_scheduler.settings import load
-from worker_scheduler.slots import PARTITION_KEY
 
-_LATEST = 10
+_LATEST_RUNS = 10
 
 
 def status(
-    partition_key: Annotated[str | None, typer.Argument(metavar="PARTITION_KEY")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    partition_key: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PARTITION_KEY",
+            help=f"Key of the run, such as daily:2026-11-23. Default: the latest {_LATEST_RUNS} runs.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
 ) -> int:
-    """Jobs by state for one run, or for the latest runs."""
-    if partition_key is not None and not PARTITION_KEY.fullmatch(partition_key):
-        raise BadInput(f"PARTITION_KEY={show(partition_key)}: allowed is [A-Za-z0-9._:-]{{1,200}}")
-    database = Database(load().database_url.get_secret_value(), size=1)
-    try:
-        with database.autocommit() as connection:
-            schema.require_current(connection)
-            rows = _latest(connection) if partition_key is None else [_one(connection, partition_key)]
-    finally:
-        database.dispose()
+    """Show how many jobs of a run are in each state; without a key, for the latest runs."""
+    if partition_key is not None:
+        options.require_partition_key(partition_key, "PARTITION_KEY")
+    with shared.ledger(shared.load_and_log()) as database, database.autocommit() as connection:
+        schema.require_current(connection)
+        rows = _latest(connection) if partition_key is None else [_one(connection, partition_key)]
     if as_json:
         print_json(rows if partition_key is None else rows[0])
     else:
@@ -42,20 +43,20 @@ def status(
 
 
 def _latest(connection: Connection) -> list[dict[str, Any]]:
-    return [_row(connection, run.partition_key, run) for run in runs.latest(connection, _LATEST)]
+    return [_row(connection, run.partition_key, run) for run in runs.latest(connection, _LATEST_RUNS)]
 
 
 def _one(connection: Connection, partition_key: str) -> dict[str, Any]:
     row = _row(connection, partition_key, runs.get(connection, partition_key))
     if row["state"] is None and not any(row["jobs"].values()):
-        raise Refused(f"there is no run of {partition_key}: see `scheduler status` for the latest")
+        raise Refused(f"there is no run of {partition_key}: `scheduler status` shows the latest runs")
     return row
 
 
 def _row(connection: Connection, partition_key: str, run: Run | None) -> dict[str, Any]:
     return {
         "partition_key": partition_key,
-        # No run: rows of an older scheduler.
+        # Jobs that an older scheduler wrote have no run.
         "state": None if run is None else run.state.value,
         "created_at": None if run is None else run.created_at.isoformat(),
         "pruned_at": None if run is None or run.pruned_at is None else run.pruned_at.isoformat(),

@@ -1,1 +1,1 @@
-"""All SQL of worker_scheduler, by table; no other package builds SQL, and none here knows Celery."""
+"""All SQL of worker_scheduler, one module per table or duty. No other package builds SQL."""

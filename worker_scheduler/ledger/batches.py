@@ -1,4 +1,4 @@
-"""SQL of sync_batches: claims batches with their jobs under a lease, marks them. No job row changes."""
+"""SQL of sync_batches: claims batches under a lease and marks them as enqueued. Changes no job."""
 
 from __future__ import annotations
 
@@ -10,70 +10,75 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from worker_scheduler.job_ids import JobIds
+from worker_scheduler.ledger.by_id import by_id, in_index_order, runs
+from worker_scheduler.ledger.lease_sql import WAITED, is_over
 
 
 @dataclass(frozen=True)
 class ClaimedBatch:
-    """A batch that is ours to publish until its lease runs out. jobs: those of it that still wait."""
+    """A batch that a dispatcher may publish until its lease runs out. job_ids: its jobs that still wait."""
 
     run_id: UUID
     number: int
     group_id: UUID
     generation: int
-    jobs: JobIds
+    job_ids: JobIds
 
 
-# SKIP LOCKED: dispatchers that meet take different batches instead of waiting for each other.
-# Without the jobs that were published anew since: they have messages of their own.
-# The ids as one text: a row an id would cost more to take apart here than to read there.
-_CLAIM = text(
-    """
+# SKIP LOCKED: two dispatchers take different batches instead of waiting for each other.
+# Jobs that were published again on their own are left out: they have other messages.
+# The ids come as one text, because one row per id would cost more in Python than the text does.
+_CLAIM = by_id(
+    f"""
     WITH free AS (
         SELECT run_id, number FROM sync_batches
         WHERE run_id = :run_id AND enqueued_at IS NULL
-            AND (claimed_until IS NULL OR claimed_until <= :now)
+            AND (claimed_until IS NULL OR {is_over("claimed_until")})
         ORDER BY number LIMIT :limit FOR UPDATE SKIP LOCKED
     ), claimed AS (
-        UPDATE sync_batches b SET claimed_by = :claimed_by, claimed_until = :claimed_until
+        UPDATE sync_batches b SET claimed_by = :claimed_by, claimed_until = :claimed_until + {WAITED}
         FROM free WHERE b.run_id = free.run_id AND b.number = free.number AND b.enqueued_at IS NULL
         RETURNING b.run_id, b.number, b.group_id, b.generation, b.first_job_id, b.last_job_id
     )
-    SELECT c.run_id, c.number, c.group_id, c.generation, coalesce(ids.of_all, '') AS jobs
+    SELECT c.run_id, c.number, c.group_id, c.generation, coalesce(ids.of_all, '') AS job_ids
     FROM claimed c CROSS JOIN LATERAL (
         SELECT string_agg(waiting.ids, '') AS of_all FROM (
             SELECT CAST(j.job_id AS text) || CAST(j.user_id AS text) AS ids FROM sync_jobs j
-            WHERE j.job_id BETWEEN c.first_job_id AND c.last_job_id AND j.run_id = :run_id
-                AND j.status = 'PENDING' AND j.not_before IS NULL AND j.republished_in IS NULL
+            WHERE j.job_id BETWEEN c.first_job_id AND c.last_job_id AND {{within_runs}}
+                AND j.status || '' = 'PENDING' AND j.not_before IS NULL AND j.republished_in IS NULL
             ORDER BY j.job_id) waiting) ids
     ORDER BY c.number
     """
 )
 
-# Of several batches at once, by arrays of the same length.
-_OURS = """
-    FROM unnest(CAST(:numbers AS integer[]), CAST(:epochs AS uuid[])) AS ours(number, broker_epoch)
-    WHERE b.run_id = :run_id AND b.number = ours.number
+# Several batches at once, by arrays of the same length.
+_CLAIMED = """
+    FROM unnest(CAST(:numbers AS integer[]), CAST(:epochs AS uuid[])) AS claimed(number, broker_epoch)
+    WHERE b.run_id = :run_id AND b.number = claimed.number
         AND b.enqueued_at IS NULL AND b.claimed_by = :claimed_by
 """
 
 _ENQUEUED = text(
     f"""
-    UPDATE sync_batches b SET enqueued_at = :now, broker_epoch = ours.broker_epoch,
+    UPDATE sync_batches b SET enqueued_at = :now, broker_epoch = claimed.broker_epoch,
         claimed_by = NULL, claimed_until = NULL
-    {_OURS}
+    {_CLAIMED}
     RETURNING b.number
     """
 )
 
-_RELEASE = text(f"UPDATE sync_batches b SET claimed_by = NULL, claimed_until = NULL {_OURS}")
+_RELEASE = text(f"UPDATE sync_batches b SET claimed_by = NULL, claimed_until = NULL {_CLAIMED}")
 
-# Sent in an earlier life of the broker's data: its messages are gone. Where a job of it still waits,
-# the whole batch is unsent again, as a new generation; where none does, it is only noted as seen.
+# A batch sent in an earlier broker epoch: its messages are gone. If one of its jobs still waits, the whole
+# batch becomes unsent again, as a new generation; otherwise it only gets the present epoch. OFFSET keeps
+# Postgres from joining: with statistics older than the run it would read the whole run for each batch. The
+# order is that of the index that finds the run's open jobs.
 _LOST = """
     b.run_id = :run_id AND b.enqueued_at IS NOT NULL AND b.broker_epoch = ANY(CAST(:lost AS uuid[]))
     AND {maybe} EXISTS (SELECT FROM sync_jobs j
-        WHERE j.run_id = b.run_id AND j.job_id BETWEEN b.first_job_id AND b.last_job_id
-            AND j.status = 'PENDING' AND j.not_before IS NULL AND j.republished_in IS NULL)
+        WHERE j.run_id = :run_id AND j.job_id BETWEEN b.first_job_id AND b.last_job_id
+            AND j.status = 'PENDING' AND j.not_before IS NULL AND j.republished_in IS NULL
+        ORDER BY j.job_id LIMIT 1 OFFSET 0)
 """
 
 _PUT_BACK = text(
@@ -122,18 +127,19 @@ def claim(
     now: datetime,
     claimed_until: datetime,
 ) -> list[ClaimedBatch]:
-    """The first unsent batches that nobody holds, now held by us; at most `limit`."""
+    """Claims the first unsent batches that no dispatcher holds, at most `limit`."""
     rows = connection.execute(
-        _CLAIM,
+        _CLAIM.for_table(connection),
         {
             "run_id": run_id,
+            **runs([run_id]),
             "claimed_by": claimed_by,
             "limit": limit,
             "now": now,
             "claimed_until": claimed_until,
         },
     )
-    return [ClaimedBatch(**{**row._mapping, "jobs": JobIds(row.jobs)}) for row in rows]
+    return [ClaimedBatch(**{**row._mapping, "job_ids": JobIds(row.job_ids)}) for row in rows]
 
 
 def mark_enqueued(
@@ -144,34 +150,36 @@ def mark_enqueued(
     broker_epochs: Sequence[UUID | None],
     now: datetime,
 ) -> set[int]:
-    """Claimed by us → enqueued, each in its life of the broker's data; the numbers of those that were
-    still ours.
+    """Marks batches as enqueued, each in its broker epoch; returns the numbers of those that `claimed_by`
+    still held.
     """
-    parameters = _ours(claimed, claimed_by, broker_epochs)
+    parameters = _claimed(claimed, claimed_by, broker_epochs)
     return set(connection.execute(_ENQUEUED, {**parameters, "now": now}).scalars())
 
 
 def release(connection: Connection, claimed: Sequence[ClaimedBatch], claimed_by: UUID) -> None:
-    """Claimed by us → unclaimed, so that the next tick need not wait for the lease."""
-    connection.execute(_RELEASE, _ours(claimed, claimed_by, [None] * len(claimed)))
+    """Gives claimed batches back, so that the next tick need not wait for the lease."""
+    connection.execute(_RELEASE, _claimed(claimed, claimed_by, [None] * len(claimed)))
 
 
 def broker_epochs(connection: Connection, run_ids: Iterable[UUID]) -> set[UUID]:
-    """The lives of the broker in which batches of these runs went out, or waiting jobs of them alone."""
+    """The broker epochs in which batches of these runs, or waiting jobs on their own, were published."""
     parameters = {"run_ids": [str(run_id) for run_id in run_ids]}
     return set(connection.execute(_BROKER_EPOCHS, parameters).scalars())
 
 
 def put_back_lost(connection: Connection, run_id: UUID, lost: Iterable[UUID], broker_epoch: UUID) -> int:
-    """Enqueued in a life that is over → unsent, a generation later; says how many batches.
+    """Makes batches unsent again, within a transaction, that were enqueued in a lost broker epoch; returns
+    how many.
 
-    lost: the lives that are over. broker_epoch: the one of now.
+    lost: the epochs that are over. broker_epoch: the present one.
     """
     parameters = {
         "run_id": run_id,
         "lost": [str(epoch) for epoch in lost],
         "broker_epoch": broker_epoch,
     }
+    in_index_order(connection)
     put_back = connection.execute(_PUT_BACK, parameters).rowcount
     connection.execute(_NOTE_AS_SEEN, parameters)
     return put_back
@@ -183,11 +191,11 @@ def has_unsent(connection: Connection, run_id: UUID) -> bool:
 
 
 def unsent_jobs(connection: Connection, run_id: UUID) -> int:
-    """Jobs in the batches of the run that have not been enqueued."""
+    """Counts the jobs in those batches of the run that have not been enqueued."""
     return int(connection.execute(_UNSENT_JOBS, {"run_id": run_id}).scalar_one())
 
 
-def _ours(
+def _claimed(
     claimed: Sequence[ClaimedBatch], claimed_by: UUID, epochs: Sequence[UUID | None]
 ) -> dict[str, object]:
     return {

@@ -1,20 +1,31 @@
-"""SQL of sync_jobs after planning: claims, finishes and counts jobs. Each move is guarded."""
+"""SQL of sync_jobs after planning: claims, finishes and counts jobs.
+
+Each change of state names the state it starts from.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, Row, TextClause, text
 
+from worker_scheduler.leases import Renewal
+from worker_scheduler.ledger.by_id import within_runs
+from worker_scheduler.ledger.formats import execute_with_text, raw, text_of
+from worker_scheduler.ledger.lease_sql import WAITED
 from worker_scheduler.ledger.months import month_of, run_ids_of
+from worker_scheduler.ledger.names import is_divided
 from worker_scheduler.ledger.tables import JobStatus
 
 
 @dataclass(frozen=True)
 class ClaimedJob:
-    """A job that is ours to do, under this attempt number, until its lease runs out. As _JOB returns it."""
+    """One attempt at a job, held by a worker until its lease runs out. The fields are those of _JOB."""
 
     job_id: UUID
     run_id: UUID | None
@@ -26,87 +37,134 @@ class ClaimedJob:
     attempt: int
 
 
-_JOB = "job_id, run_id, user_id, github_login, partition_key, triggered_by, backfill_days, attempt"
+# A login comes from the users, and an older scheduler's rows have any key: none may stop a claim.
+_JOB = (
+    f"job_id, run_id, user_id, {raw('github_login')}, {raw('partition_key')}, {raw('triggered_by')},"
+    " backfill_days, attempt"
+)
+LONGEST_ERROR = 500
+"""Characters of an error message that a row holds."""
 
 
-def _by_job(statement: str) -> dict[bool, TextClause]:
-    """The statement for a job of which the run or its month is known, and for one of which it is not.
+class _JobStatement(NamedTuple):
+    """A statement about one job, with and without a range of run ids around it.
 
-    Known, one partition is planned for and locked, in a fraction of the time.
+    With the range Postgres plans for one partition and locks only that one, in a fraction of the time. A
+    table that is not divided needs none.
     """
-    job = "job_id = :job_id"
-    known = f"{job} AND run_id BETWEEN :first_run_id AND :last_run_id"
-    return {
-        is_known: text(statement.format(job=where, columns=_JOB))
-        for is_known, where in ((True, known), (False, job))
-    }
+
+    within_run: TextClause
+    by_id_only: TextClause
+
+    def for_attempt(self, connection: Connection, job: ClaimedJob) -> TextClause:
+        """The variant whose parameters `_attempt` gives."""
+        use_run = job.run_id is not None and is_divided(connection)
+        return self.within_run if use_run else self.by_id_only
 
 
-# A lease on a PENDING job: reconcile is publishing it anew, so its time has come, whatever a clock here
-# that is behind says; the message, once refused, would be gone.
+def _by_job(statement: str) -> _JobStatement:
+    by_id = "job_id = :job_id"
+    return _JobStatement(
+        within_run=text(statement.format(job=f"{by_id} AND {within_runs()}", columns=_JOB)),
+        by_id_only=text(statement.format(job=by_id, columns=_JOB)),
+    )
+
+
+# A PENDING job that has a lease: reconcile is publishing its message again, so the job is due, even if this
+# worker's clock is behind. If the claim were refused, the message would be gone.
+# A claim that took the row's lock first would take a tenth longer. So this one tells how long it has
+# waited, and if that is long, its lease is renewed.
 _CLAIM = _by_job(
-    """
+    f"""
     UPDATE sync_jobs SET status = 'RUNNING', attempt = attempt + 1, started_at = :now,
-        leased_until = :leased_until, not_before = NULL
-    WHERE {job} AND status = 'PENDING'
+        leased_until = :leased_until + {WAITED}, not_before = NULL
+    WHERE {{job}} AND status || '' = 'PENDING'
         AND (not_before IS NULL OR not_before <= :now OR leased_until IS NOT NULL)
-    RETURNING {columns}
+    RETURNING {{columns}}, CAST(extract(epoch FROM {WAITED}) AS float8) AS waited
     """
 )
 
-# One text a target state: an older table's status may be an enum, which a parameter would not fit.
+# One statement per final state: in an adopted table status may be an enum, which takes no text parameter.
 _FINISH = {
-    (status, known): statement
-    for status in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.SKIPPED)
-    for known, statement in _by_job(
+    status: _by_job(
         f"""
         UPDATE sync_jobs SET status = '{status}', error_message = :error_message,
             completed_at = :now, leased_until = NULL
-        WHERE {{job}} AND status = 'RUNNING' AND attempt = :attempt
+        WHERE {{job}} AND status || '' = 'RUNNING' AND attempt = :attempt
         """
-    ).items()
+    )
+    for status in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.SKIPPED)
 }
 
 _PUT_OFF = _by_job(
     """
     UPDATE sync_jobs SET status = 'PENDING', error_message = :error_message, not_before = :not_before,
         leased_until = NULL
-    WHERE {job} AND status = 'RUNNING' AND attempt = :attempt
+    WHERE {job} AND status || '' = 'RUNNING' AND attempt = :attempt
     """
 )
 
-_EXTEND_LEASE = _by_job(
+_ATTEMPTS = """
+    SELECT job_id, attempt
+    FROM unnest(CAST(:job_ids AS uuid[]), CAST(:attempts AS smallint[])) AS given(job_id, attempt)
+"""
+
+
+def _extend_leases(within: str) -> TextClause:
+    """The statement that renews the leases of attempts; returns those that it did not renew, and whether
+    each one still holds its job, so that only its row was locked.
     """
-    UPDATE sync_jobs SET leased_until = :leased_until
-    WHERE {job} AND status = 'RUNNING' AND attempt = :attempt
-    """
+    running = f"{within} AND j.status || '' = 'RUNNING'"
+    runs = f"j.job_id = a.job_id AND j.attempt = a.attempt AND {running}"
+    return text(
+        f"""
+        WITH given AS MATERIALIZED ({_ATTEMPTS}), held AS MATERIALIZED (
+            SELECT j.job_id, j.attempt FROM sync_jobs j
+            WHERE j.job_id = ANY(CAST(:job_ids AS uuid[])) AND {running}
+                AND ((j.job_id, j.attempt) IN (SELECT g.job_id, g.attempt FROM given g)) IS TRUE
+            FOR UPDATE OF j SKIP LOCKED
+        ), renewed AS (
+            UPDATE sync_jobs j SET leased_until = :leased_until + {WAITED} FROM held a WHERE {runs}
+            RETURNING j.job_id
+        )
+        SELECT a.job_id, EXISTS (SELECT FROM sync_jobs j WHERE {runs}) AS holds
+        FROM given a WHERE NOT EXISTS (SELECT FROM renewed WHERE renewed.job_id = a.job_id)
+        """
+    )
+
+
+_EXTEND_LEASES = _JobStatement(
+    within_run=_extend_leases(within_runs("j.run_id")), by_id_only=_extend_leases("true")
 )
+_ATTEMPTS_PER_STATEMENT = 1000
 
 _RUNNING = text(f"SELECT {_JOB} FROM sync_jobs WHERE job_id = :job_id AND status = 'RUNNING'")
 
-_STATUS = text("SELECT CAST(status AS text) FROM sync_jobs WHERE job_id = :job_id")
-
 _COUNT = text(
-    """
-    SELECT CAST(status AS text) AS status, count(*) AS jobs FROM sync_jobs
+    f"""
+    SELECT {raw("status")} AS status, count(*) AS job_count FROM sync_jobs
     WHERE partition_key = :partition_key GROUP BY 1
     """
 )
 
 
 def claim(connection: Connection, job_id: UUID, now: datetime, leased_until: datetime) -> ClaimedJob | None:
-    """PENDING → RUNNING; None where the job is not PENDING or does not exist."""
+    """Moves a job PENDING → RUNNING; None if it is not PENDING, is not due yet, or does not exist."""
     parameters = {"job_id": job_id, "now": now, "leased_until": leased_until}
     month = month_of(job_id)
-    if month is not None:
-        first, following = run_ids_of(month)
-        where = {"first_run_id": first, "last_run_id": UUID(int=following.int - 1)}
-        row = connection.execute(_CLAIM[True], {**parameters, **where}).one_or_none()
-        if row is not None:
-            return ClaimedJob(*row)
-    # Not PENDING, mostly; or an older scheduler's, or of a run of an earlier version, whose id is random.
-    row = connection.execute(_CLAIM[False], parameters).one_or_none()
-    return None if row is None else ClaimedJob(*row)
+    row = None
+    if month is not None and is_divided(connection):
+        row = connection.execute(_CLAIM.within_run, {**parameters, **_runs_of(month)}).one_or_none()
+    if row is None:
+        # In a divided table, mostly the job is not PENDING. Otherwise its run's id is random or NULL, as
+        # those of earlier code and of an older scheduler are.
+        row = connection.execute(_CLAIM.by_id_only, parameters).one_or_none()
+    if row is None:
+        return None
+    job = _claimed(connection, row)
+    if row.waited:
+        extend_leases(connection, [job], leased_until + timedelta(seconds=row.waited))
+    return job
 
 
 def finish(
@@ -116,10 +174,10 @@ def finish(
     error_message: str | None,
     now: datetime,
 ) -> bool:
-    """RUNNING, in this attempt → `status`; False where the job is no longer ours."""
-    statement = _FINISH[status, job.run_id is not None]
+    """Moves a job RUNNING → `status`; False if this attempt is no longer the one that runs."""
+    statement = _FINISH[status].for_attempt(connection, job)
     parameters = {**_attempt(job), "error_message": error_message, "now": now}
-    return connection.execute(statement, parameters).rowcount == 1
+    return _store_error(connection, statement, parameters) == 1
 
 
 def put_off(
@@ -129,35 +187,87 @@ def put_off(
     error_message: str | None,
     not_before: datetime,
 ) -> bool:
-    """RUNNING, in this attempt → PENDING, to be published anew then; False where it is not ours."""
+    """Moves a job RUNNING → PENDING, to be published again at `not_before`; False as for `finish`."""
     parameters = {**_attempt(job), "error_message": error_message, "not_before": not_before}
-    return connection.execute(_PUT_OFF[job.run_id is not None], parameters).rowcount == 1
+    return _store_error(connection, _PUT_OFF.for_attempt(connection, job), parameters) == 1
 
 
-def extend_lease(connection: Connection, job: ClaimedJob, leased_until: datetime) -> bool:
-    """The heartbeat of one attempt; False where it is no longer the one that runs."""
-    parameters = {**_attempt(job), "leased_until": leased_until}
-    return connection.execute(_EXTEND_LEASE[job.run_id is not None], parameters).rowcount == 1
+def in_groups(jobs: Iterable[ClaimedJob]) -> list[list[ClaimedJob]]:
+    """Attempts in groups for `extend_leases`: of runs of one month, and a thousand at most."""
+    months: dict[date | None, list[ClaimedJob]] = defaultdict(list)
+    for job in jobs:
+        months[_month_of_run(job)].append(job)
+    step = _ATTEMPTS_PER_STATEMENT
+    return [group[at : at + step] for group in months.values() for at in range(0, len(group), step)]
+
+
+def extend_leases(
+    connection: Connection, group: Sequence[ClaimedJob], leased_until: datetime
+) -> Renewal[ClaimedJob]:
+    """Extends the leases of attempts, as their heartbeat. A row that another transaction has locked is
+    skipped, so that it holds up no other. group: one of `in_groups`.
+    """
+    parameters: dict[str, object] = {
+        "job_ids": [str(job.job_id) for job in group],
+        "attempts": [job.attempt for job in group],
+        "leased_until": leased_until,
+    }
+    month = _month_of_run(group[0])
+    statement = _EXTEND_LEASES.by_id_only
+    if month is not None and is_divided(connection):
+        statement = _EXTEND_LEASES.within_run
+        parameters |= _runs_of(month)
+    rows = connection.execute(statement, parameters)
+    holds = {row.job_id: row.holds for row in rows}
+    return Renewal(
+        lost=[job for job in group if holds.get(job.job_id) is False],
+        held_up=[job for job in group if holds.get(job.job_id) is True],
+    )
 
 
 def running(connection: Connection, job_id: UUID) -> ClaimedJob | None:
-    """The attempt at the job that runs now; None where none does."""
+    """The attempt at the job that runs now, or None."""
     row = connection.execute(_RUNNING, {"job_id": job_id}).one_or_none()
-    return None if row is None else ClaimedJob(*row)
-
-
-def status_of(connection: Connection, job_id: UUID) -> str | None:
-    """The state of a job; None where there is no such job."""
-    status: str | None = connection.execute(_STATUS, {"job_id": job_id}).scalar_one_or_none()
-    return status
+    return None if row is None else _claimed(connection, row)
 
 
 def count_by_status(connection: Connection, partition_key: str) -> dict[str, int]:
-    """Jobs of a partition by state, an older scheduler's rows included; absent states are 0."""
+    """Counts the jobs of a partition in each state, an older scheduler's rows included."""
     counts = {status.value: 0 for status in JobStatus}
     for row in connection.execute(_COUNT, {"partition_key": partition_key}):
-        counts[row.status] = row.jobs
+        counts[str(text_of(connection, row.status))] = row.job_count
     return counts
+
+
+def _claimed(connection: Connection, row: Row[Any]) -> ClaimedJob:
+    """The job of a row that begins with the columns of _JOB."""
+    job_id, run_id, user_id, login, partition_key, triggered_by, backfill_days, attempt, *_ = tuple(row)
+    return ClaimedJob(
+        job_id=job_id,
+        run_id=run_id,
+        user_id=user_id,
+        github_login=text_of(connection, login),
+        partition_key=text_of(connection, partition_key) or "",
+        triggered_by=text_of(connection, triggered_by) or "",
+        backfill_days=backfill_days,
+        attempt=attempt,
+    )
+
+
+def _store_error(connection: Connection, statement: TextClause, parameters: dict[str, object]) -> int:
+    """Executes a statement that stores an error_message; returns how many rows it changed."""
+    return execute_with_text(
+        connection, statement, parameters, "error_message", longest=LONGEST_ERROR
+    ).rowcount
+
+
+def _month_of_run(job: ClaimedJob) -> date | None:
+    return None if job.run_id is None else month_of(job.run_id)
+
+
+def _runs_of(month: date) -> dict[str, object]:
+    first, following = run_ids_of(month)
+    return {"first_run_id": first, "last_run_id": UUID(int=following.int - 1)}
 
 
 def _attempt(job: ClaimedJob) -> dict[str, object]:

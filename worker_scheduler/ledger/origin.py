@@ -1,4 +1,4 @@
-"""SQL of sync_origin: since when slots count, and by which calendar. It knows no cron."""
+"""SQL of sync_origin: since when days are due, and by which calendar."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 @dataclass(frozen=True)
 class Origin:
-    """Slots of this calendar after `since` are ours. cron, timezone: None until they are first noted."""
+    """Slots of this calendar after `since` are due. cron, timezone: None until they are first recorded."""
 
     since: datetime
     cron: str | None
@@ -19,7 +19,7 @@ class Origin:
 
 _GET = text("SELECT since, cron, timezone FROM sync_origin ORDER BY since LIMIT 1")
 
-# What was seen is named, so that of several that see a change only one moves it.
+# The condition names the origin as seen, so that of several processes that see a change only one moves it.
 _MOVE = text(
     """
     UPDATE sync_origin SET since = :since, cron = :cron, timezone = :timezone
@@ -30,11 +30,11 @@ _MOVE = text(
 
 
 def get(connection: Connection) -> Origin:
-    """At first, when the tables were made: slots before that are nobody's."""
+    """The origin. At first `since` is when the tables were created: earlier slots are not due."""
     return Origin(**connection.execute(_GET).one()._mapping)
 
 
 def move(connection: Connection, seen: Origin, new: Origin) -> bool:
-    """The origin as seen → the new one; False where another has moved it."""
+    """Replaces the origin as seen by a new one; False if another process has moved it."""
     parameters = {**vars(new), **{f"seen_{name}": value for name, value in vars(seen).items()}}
     return connection.execute(_MOVE, parameters).rowcount == 1

@@ -1,6 +1,6 @@
-"""SQL of pruning: drops months whose runs are over, deletes what has no month, all in short steps.
+"""SQL of pruning: drops months whose runs are over and deletes other jobs row by row, in short steps.
 
-A run's row stays, with its counts: it says that its day has run.
+The row of a run stays, with its counts: it says that its day has run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from worker_scheduler.ledger import advisory_locks
 from worker_scheduler.ledger.months import month_of, partition_name, run_ids_of
 
 _PARTITION = re.compile(r"sync_jobs_(\d{4})_(\d{2})")
@@ -22,16 +23,12 @@ _PARTITIONS = text(
     " WHERE i.inhparent = 'sync_jobs'::regclass ORDER BY c.relname"
 )
 
-# Dropping waits for everybody who uses the table, and others wait behind it: so it waits but shortly.
+# DROP TABLE waits for everyone who uses the table, and others queue behind it: so it waits for 1 s at most.
 _SHORT_WAIT = text("SET LOCAL lock_timeout = '1s'")
-
-# One prune at a time at a month; any number of our own. It ends with the transaction, so it is safe behind
-# PgBouncer.
-_ALONE = text("SELECT pg_advisory_xact_lock(x'7761766501'::bigint)")
 
 _RUNS_OF = text(
     """
-    SELECT partition_key, state, jobs, finished_at FROM sync_runs
+    SELECT partition_key, state, jobs AS job_count, finished_at FROM sync_runs
     WHERE run_id >= :first_run_id AND run_id < :next_run_id ORDER BY partition_key FOR UPDATE
     """
 )
@@ -46,7 +43,7 @@ _MARK_MONTH = text(
 
 _MONTHLESS_RUNS = text(
     """
-    SELECT run_id, partition_key, jobs FROM sync_runs r
+    SELECT run_id, partition_key, jobs AS job_count FROM sync_runs r
     WHERE state = 'FINISHED' AND finished_at <= :cutoff
         AND (pruned_at IS NULL OR EXISTS (SELECT FROM sync_jobs j WHERE j.run_id = r.run_id))
     ORDER BY created_at
@@ -75,23 +72,45 @@ _DELETE_BATCHES = text(
     """
 )
 
+_SELECTING_RUNS = text(
+    """
+    SELECT run_id FROM sync_runs r WHERE pruned_at IS NOT NULL
+        AND EXISTS (SELECT FROM sync_selected_users s WHERE s.run_id = r.run_id)
+    """
+)
+
+_DELETE_SELECTED_USERS = text(
+    """
+    DELETE FROM sync_selected_users WHERE run_id = :run_id AND user_id = ANY(ARRAY(
+        SELECT user_id FROM sync_selected_users WHERE run_id = :run_id ORDER BY user_id LIMIT :limit))
+    """
+)
+
+_DELETE_TASKS = text(
+    """
+    DELETE FROM sync_tasks WHERE task_id = ANY(ARRAY(
+        SELECT task_id FROM sync_tasks WHERE created_at <= :cutoff LIMIT :limit))
+        AND created_at <= :cutoff
+    """
+)
+
 
 @dataclass(frozen=True)
 class MonthRuns:
-    """What a month holds. unfinished: a run of it that is not over, or not for long enough."""
+    """What a month contains. unfinished: the key of a run that has not ended, or ended too recently."""
 
     runs: int
-    jobs: int
+    job_count: int
     unfinished: str | None
 
 
 @dataclass(frozen=True)
 class MonthlessRun:
-    """A run that is over, whose jobs are in no month."""
+    """A finished run whose jobs are in no month partition."""
 
     run_id: UUID
     partition_key: str
-    jobs: int
+    job_count: int
 
 
 def partitions(connection: Connection) -> list[date]:
@@ -102,11 +121,11 @@ def partitions(connection: Connection) -> list[date]:
 
 
 def lock_runs(connection: Connection, month: date, cutoff: datetime) -> MonthRuns | None:
-    """The month's runs, which nobody can open again before the transaction ends; None where another prune
-    has dropped the month meanwhile.
+    """Locks the month's runs, so that no tick opens one before the transaction ends, and counts them; None
+    if another prune has dropped the month in the meantime.
     """
     connection.execute(_SHORT_WAIT)
-    connection.execute(_ALONE)
+    advisory_locks.hold(connection, advisory_locks.PRUNE)
     if month not in partitions(connection):
         return None
     rows = connection.execute(_RUNS_OF, _range(month)).all()
@@ -115,37 +134,52 @@ def lock_runs(connection: Connection, month: date, cutoff: datetime) -> MonthRun
         for row in rows
         if row.state != "MISSED" and (row.state != "FINISHED" or row.finished_at > cutoff)
     ]
-    return MonthRuns(len(rows), sum(row.jobs for row in rows), next(iter(unfinished), None))
+    return MonthRuns(len(rows), sum(row.job_count for row in rows), next(iter(unfinished), None))
 
 
 def drop(connection: Connection, month: date, now: datetime) -> None:
-    """FINISHED → pruned, and the month's table goes, in the caller's transaction; after `lock_runs`."""
+    """Marks the month's FINISHED runs as pruned and drops its table, in the transaction of `lock_runs`."""
     connection.execute(_MARK_MONTH, {**_range(month), "now": now})
     connection.execute(text(f"DROP TABLE {partition_name(month)}"))
 
 
 def monthless_runs(connection: Connection, cutoff: datetime) -> Sequence[MonthlessRun]:
-    """Runs that ended before `cutoff`, still have rows, and are of no month that has a partition."""
-    # Months first: the runs of one that is dropped by another prune in between are pruned by then.
+    """Runs in no month partition that finished before `cutoff` and are not, or only partly, pruned."""
+    # The months are read first: if another prune drops one in between, its runs are pruned by then.
     divided = set(partitions(connection))
     rows = connection.execute(_MONTHLESS_RUNS, {"cutoff": cutoff})
     return [MonthlessRun(**row._mapping) for row in rows if month_of(row.run_id) not in divided]
 
 
 def mark_run(connection: Connection, run_id: UUID, cutoff: datetime, now: datetime) -> bool:
-    """FINISHED → pruned; False where it was opened meanwhile."""
+    """Marks a FINISHED run as pruned; False if it was opened again in the meantime."""
     parameters = {"run_id": run_id, "cutoff": cutoff, "now": now}
     return connection.execute(_MARK_RUN, parameters).rowcount == 1
 
 
 def delete_jobs(connection: Connection, *, run_id: UUID, limit: int) -> int:
-    """Deletes jobs of a pruned run; how many, `limit` at most."""
+    """Deletes at most `limit` jobs of a pruned run; returns how many."""
     return connection.execute(_DELETE_JOBS, {"run_id": run_id, "limit": limit}).rowcount
 
 
 def delete_batches(connection: Connection, *, limit: int) -> int:
-    """Deletes batches of pruned runs; how many, `limit` at most."""
+    """Deletes at most `limit` batches of pruned runs; returns how many."""
     return connection.execute(_DELETE_BATCHES, {"limit": limit}).rowcount
+
+
+def pruned_runs_with_users(connection: Connection) -> Sequence[UUID]:
+    """The pruned runs whose chosen users are still stored."""
+    return connection.execute(_SELECTING_RUNS).scalars().all()
+
+
+def delete_selected_users(connection: Connection, *, run_id: UUID, limit: int) -> int:
+    """Deletes at most `limit` chosen users of a pruned run; returns how many."""
+    return connection.execute(_DELETE_SELECTED_USERS, {"run_id": run_id, "limit": limit}).rowcount
+
+
+def delete_tasks(connection: Connection, *, cutoff: datetime, limit: int) -> int:
+    """Deletes at most `limit` tasks that were first executed before `cutoff`; returns how many."""
+    return connection.execute(_DELETE_TASKS, {"cutoff": cutoff, "limit": limit}).rowcount
 
 
 def _range(month: date) -> dict[str, object]:

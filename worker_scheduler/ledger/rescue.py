@@ -1,24 +1,26 @@
-"""SQL of reconcile over sync_jobs: dead workers, jobs whose time has come, jobs whose message is gone.
+"""SQL of reconcile over sync_jobs: due jobs, and jobs whose messages went with the broker's data.
 
-Each statement takes at most `limit` jobs, skips rows that another reconciler holds, and names the
-state it starts from in the UPDATE itself, so that a job which moved meanwhile is left alone.
+Each statement takes at most `limit` jobs, skips rows that another reconcile holds, and names in the UPDATE
+itself the state it starts from, so that it leaves alone a job that has moved in the meantime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from worker_scheduler.ledger.by_id import by_id, in_index_order, runs
+from worker_scheduler.ledger.lease_sql import is_over
 from worker_scheduler.ledger.tables import Kind
 
 
 @dataclass(frozen=True)
 class DueJob:
-    """A PENDING job that must be published anew, as its message needs it: ids as text."""
+    """A PENDING job that must be published again, with what its message needs: ids as text."""
 
     job_id: str
     run_id: UUID
@@ -28,140 +30,118 @@ class DueJob:
     backfill_days: int | None
 
 
-# A state that is an expression to the planner: as long as its statistics are of before a run, it takes the
-# open jobs for none, and their index for the shortest, instead of the one over leases or times.
-_DEAD = """
-    status || '' = 'RUNNING' AND leased_until <= :now AND attempt {comparison} :max_attempts
-"""
+_PENDING = "status || '' = 'PENDING'"
+_UNLEASED = f"(leased_until IS NULL OR {is_over('leased_until')})"
 
-
-def _of_the_dead(comparison: str, assignments: str) -> str:
-    dead = _DEAD.format(comparison=comparison)
-    return f"""
-        UPDATE sync_jobs SET {assignments}
-        WHERE job_id IN (SELECT job_id FROM sync_jobs WHERE {dead}
-                         ORDER BY leased_until LIMIT :limit FOR UPDATE SKIP LOCKED)
-            AND {dead}
-    """
-
-
-_RESCUE = text(_of_the_dead("<", "status = 'PENDING', leased_until = NULL, not_before = :now"))
-
-_GIVE_UP = text(
-    _of_the_dead(
-        ">=",
-        "status = 'FAILED', leased_until = NULL, completed_at = :now,"
-        " error_message = 'gave up after ' || attempt || ' attempts: worker lost'",
-    )
-)
-
-_DUE = "status || '' = 'PENDING' AND not_before <= :now AND (leased_until IS NULL OR leased_until <= :now)"
-
+# In the order of an index. The status is hidden from the index of open jobs (see by_id.py). The runs of the
+# kind are no join but a list (IS TRUE), since a join may lose the order.
 _TAKE_DUE = text(
     f"""
-    UPDATE sync_jobs SET leased_until = :leased_until
-    WHERE job_id IN (SELECT j.job_id FROM sync_jobs j
-                     WHERE {_DUE} AND EXISTS (SELECT FROM sync_runs r
-                                              WHERE r.run_id = j.run_id AND r.kind = :kind)
-                     ORDER BY not_before LIMIT :limit FOR UPDATE SKIP LOCKED)
-        AND {_DUE}
-    RETURNING CAST(job_id AS text) AS job_id, run_id, CAST(user_id AS text) AS user_id, partition_key,
+    SELECT CAST(job_id AS text) AS job_id, run_id, CAST(user_id AS text) AS user_id, partition_key,
         triggered_by, backfill_days
+    FROM sync_jobs
+    WHERE {_PENDING} AND not_before <= :now AND {_UNLEASED}
+        AND (run_id IN (SELECT r.run_id FROM sync_runs r WHERE r.kind = :kind)) IS TRUE
+    ORDER BY not_before LIMIT :limit FOR UPDATE SKIP LOCKED
     """
 )
 
-_PUBLISHED = text(
-    """
-    UPDATE sync_jobs j SET not_before = NULL, leased_until = NULL, republished_in = sent.broker_epoch
-    FROM unnest(CAST(:job_ids AS uuid[]), CAST(:epochs AS uuid[])) AS sent(job_id, broker_epoch)
-    WHERE j.job_id = sent.job_id AND j.status = 'PENDING' AND j.leased_until = :leased_until
+_LEASE_DUE = by_id(
+    f"""
+    UPDATE sync_jobs SET leased_until = :leased_until
+    WHERE job_id = ANY(CAST(:job_ids AS uuid[])) AND {{within_runs}}
+        AND {_PENDING} AND coalesce(not_before <= :now, false) AND {_UNLEASED}
+    RETURNING CAST(job_id AS text)
     """
 )
 
-_WAITING = "run_id = :run_id AND status = 'PENDING' AND not_before IS NULL"
+_PUBLISHED = by_id(
+    f"""
+    UPDATE sync_jobs SET not_before = NULL, leased_until = NULL, republished_in = :epoch,
+        republished_at = :now
+    WHERE job_id = ANY(CAST(:job_ids AS uuid[])) AND {{within_runs}}
+        AND {_PENDING} AND leased_until IS NOT DISTINCT FROM :leased_until
+    """
+)
 
-_HAS_WAITING = text(f"SELECT EXISTS (SELECT FROM sync_jobs WHERE {_WAITING})")
+# In the order of the index that finds the run's open jobs.
+_LOST = "not_before IS NULL AND coalesce(republished_in = ANY(CAST(:lost AS uuid[])), false)"
 
-_REPUBLISHED_IN_LOST = f"{_WAITING} AND republished_in = ANY(CAST(:lost AS uuid[]))"
+_LOCK_LOST = text(
+    f"""
+    SELECT job_id FROM sync_jobs
+    WHERE run_id = :run_id AND status = 'PENDING' AND {_LOST}
+    ORDER BY job_id LIMIT :limit FOR UPDATE SKIP LOCKED
+    """
+)
 
-_LOST_WITH_DATA = text(
+_LOST_WITH_DATA = by_id(
     f"""
     UPDATE sync_jobs SET not_before = :now
-    WHERE job_id IN (SELECT job_id FROM sync_jobs WHERE {_REPUBLISHED_IN_LOST}
-                     LIMIT :limit FOR UPDATE SKIP LOCKED)
-        AND {_REPUBLISHED_IN_LOST}
+    WHERE job_id = ANY(CAST(:job_ids AS uuid[])) AND {{within_runs}} AND {_PENDING} AND {_LOST}
     """
 )
-
-# The run: only while nobody has opened it again, or has seen the loss after us.
-_MESSAGE_GONE = text(
-    f"""
-    UPDATE sync_jobs SET not_before = :now
-    WHERE job_id IN (SELECT job_id FROM sync_jobs WHERE {_WAITING} AND job_id > :after
-                     ORDER BY job_id LIMIT :limit FOR UPDATE SKIP LOCKED)
-        AND {_WAITING}
-        AND EXISTS (SELECT FROM sync_runs r
-                    WHERE r.run_id = :run_id AND r.state = 'ENQUEUED' AND r.enqueued_at = :now)
-    RETURNING job_id
-    """
-)
-
-
-def rescue(connection: Connection, *, now: datetime, max_attempts: int, limit: int) -> int:
-    """RUNNING with a lease that ran out → PENDING and due, while attempts are left; how many."""
-    parameters = {"now": now, "max_attempts": max_attempts, "limit": limit}
-    return connection.execute(_RESCUE, parameters).rowcount
-
-
-def give_up(connection: Connection, *, now: datetime, max_attempts: int, limit: int) -> int:
-    """RUNNING with a lease that ran out → FAILED, where no attempt is left; how many."""
-    parameters = {"now": now, "max_attempts": max_attempts, "limit": limit}
-    return connection.execute(_GIVE_UP, parameters).rowcount
 
 
 def take_due(
     connection: Connection, kind: Kind, *, now: datetime, leased_until: datetime, limit: int
 ) -> list[DueJob]:
-    """PENDING jobs of runs of a kind whose time has come, ours to publish until the lease runs out."""
-    parameters = {"kind": kind.value, "now": now, "leased_until": leased_until, "limit": limit}
-    rows = connection.execute(_TAKE_DUE, parameters)
-    return [DueJob(**row._mapping) for row in rows]
+    """Takes due PENDING jobs of runs of a kind, to be published again before `leased_until`, those that are
+    due for the longest time first.
+
+    In a transaction, so that what is found stays locked until it is leased; otherwise a job that another
+    process takes in between is left out.
+    """
+    in_index_order(connection)
+    parameters = {"kind": kind.value, "now": now, "limit": limit}
+    found = [DueJob(**row._mapping) for row in connection.execute(_TAKE_DUE, parameters)]
+    if not found:
+        return []
+    leased = set(
+        connection.execute(
+            _LEASE_DUE.for_table(connection),
+            {"now": now, "leased_until": leased_until, **given(found)},
+        ).scalars()
+    )
+    return [job for job in found if job.job_id in leased]
 
 
 def mark_published(
-    connection: Connection, published: list[tuple[DueJob, UUID | None]], leased_until: datetime
+    connection: Connection,
+    published: list[tuple[DueJob, UUID | None]],
+    leased_until: datetime,
+    now: datetime,
 ) -> None:
-    """Taken by us → their messages are out, each in its life of the broker's data.
+    """Marks jobs that `take_due` took as published by now, each in its broker epoch.
 
-    Those that a worker has claimed already stay as they are.
+    Jobs that a worker has already claimed do not change.
     """
-    parameters = {
-        "job_ids": [job.job_id for job, _ in published],
-        "epochs": [None if epoch is None else str(epoch) for _, epoch in published],
-        "leased_until": leased_until,
-    }
-    connection.execute(_PUBLISHED, parameters)
-
-
-def has_waiting(connection: Connection, run_id: UUID) -> bool:
-    """Whether a job of the run is PENDING and believed to have its message in the queue."""
-    return bool(connection.execute(_HAS_WAITING, {"run_id": run_id}).scalar_one())
-
-
-def mark_messages_gone(
-    connection: Connection, run_id: UUID, *, after: UUID, now: datetime, limit: int
-) -> list[UUID]:
-    """PENDING and believed to wait in the queue → PENDING and due; which ones.
-
-    after: a cursor. now: when the run's grace time was restarted.
-    """
-    parameters = {"run_id": run_id, "after": after, "now": now, "limit": limit}
-    return list(connection.execute(_MESSAGE_GONE, parameters).scalars())
+    for epoch in {epoch for _, epoch in published}:
+        parameters = {
+            **given([job for job, published_in in published if published_in == epoch]),
+            "epoch": epoch,
+            "leased_until": leased_until,
+            "now": now,
+        }
+        connection.execute(_PUBLISHED.for_table(connection), parameters)
 
 
 def mark_lost_with_data(
     connection: Connection, *, run_id: UUID, lost: Iterable[UUID], now: datetime, limit: int
 ) -> int:
-    """PENDING and published alone in a life of the broker's data that is over → PENDING and due."""
-    parameters = {"run_id": run_id, "lost": [str(epoch) for epoch in lost], "now": now, "limit": limit}
-    return connection.execute(_LOST_WITH_DATA, parameters).rowcount
+    """Makes PENDING jobs due, within a transaction, whose last message went out alone in a lost broker
+    epoch; returns how many.
+    """
+    in_index_order(connection)
+    epochs = [str(epoch) for epoch in lost]
+    locked = connection.execute(_LOCK_LOST, {"run_id": run_id, "lost": epochs, "limit": limit}).scalars()
+    job_ids = [str(job_id) for job_id in locked]
+    if not job_ids:
+        return 0
+    parameters = {"job_ids": job_ids, **runs([run_id]), "lost": epochs, "now": now}
+    return connection.execute(_LOST_WITH_DATA.for_table(connection), parameters).rowcount
+
+
+def given(jobs: Sequence[DueJob]) -> dict[str, object]:
+    """The parameters by which a statement made by `by_id` gets these jobs."""
+    return {"job_ids": [job.job_id for job in jobs], **runs(job.run_id for job in jobs)}

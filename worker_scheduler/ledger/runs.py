@@ -1,4 +1,4 @@
-"""SQL of sync_runs: opens, reads and moves runs. Each move names the state it starts from."""
+"""SQL of sync_runs: opens, reads and moves runs. Each change of state names the state it starts from."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from worker_scheduler.ledger.lease_sql import WAITED, is_over, is_valid
 from worker_scheduler.ledger.tables import Kind, RunState
 
 
 @dataclass(frozen=True)
 class Run:
-    """A row of sync_runs, as much of it as the code asks for."""
+    """A row of sync_runs, with the columns that the code needs."""
 
     run_id: UUID
     partition_key: str
@@ -22,8 +23,8 @@ class Run:
     triggered_by: str
     backfill_days: int | None
     state: RunState
-    jobs: int
-    batches: int
+    job_count: int
+    batch_count: int
     created_at: datetime
     enqueued_at: datetime | None
     finished_at: datetime | None
@@ -32,10 +33,19 @@ class Run:
     skipped: int | None
     pruned_at: datetime | None
 
+    @property
+    def queue(self) -> str:
+        """The queue that the run's jobs go to."""
+        return self.kind.queue
+
 
 @dataclass(frozen=True)
 class NewRun:
-    """What a tick asks for. selected_user_ids: None means every user."""
+    """The run that a tick asks for.
+
+    run_id: that of the partition's run if there is one, otherwise a new one. selected_user_ids: None means
+    every user.
+    """
 
     run_id: UUID
     partition_key: str
@@ -47,38 +57,39 @@ class NewRun:
     slot: datetime | None
 
 
+class RunIdTaken(Exception):
+    """The partition has a run with another id, which the chosen users must be stored under."""
+
+
 _COLUMNS = (
-    "run_id, partition_key, kind, triggered_by, backfill_days, state, jobs, batches,"
+    "run_id, partition_key, kind, triggered_by, backfill_days, state, jobs AS job_count,"
+    " batches AS batch_count,"
     " created_at, enqueued_at, finished_at, completed, failed, skipped, pruned_at"
 )
 
-# A partition that exists is planned again from the start, so that users who are new since then get
-# their job. While an earlier selection is still being planned, nobody of it may be forgotten: the
-# selections are united. Another kind, other backfill_days, or a run whose jobs were pruned: no row comes
-# back.
+# A partition that has a run is planned again from the start, so that new users get their job. If an earlier
+# selection is still being planned, the two selections are united, so that no user is lost. No row is
+# returned for another kind, other backfill_days, or a run whose jobs were pruned.
 _OPEN = text(
     f"""
     INSERT INTO sync_runs AS r (run_id, partition_key, kind, triggered_by, backfill_days,
-        selected_user_ids, requested_by, slot, state, leased_until, created_at)
+        chosen_users, requested_by, slot, state, leased_until, created_at)
     VALUES (:run_id, :partition_key, :kind, :triggered_by, :backfill_days,
-        CAST(:selected_user_ids AS uuid[]), :requested_by, :slot, 'PLANNING', :leased_until, :now)
+        :chosen_users, :requested_by, :slot, 'PLANNING', :leased_until + {WAITED}, :now)
     ON CONFLICT (partition_key) DO UPDATE SET
         state = 'PLANNING',
         planned_through = NULL,
         jobs_before = r.jobs,
-        leased_until = excluded.leased_until,
+        leased_until = :leased_until + {WAITED},
         finished_at = NULL,
         completed = NULL,
         failed = NULL,
         skipped = NULL,
         slot = greatest(r.slot, excluded.slot),
         requested_by = excluded.requested_by,
-        selected_user_ids = CASE
-            WHEN r.state <> 'PLANNING' THEN excluded.selected_user_ids
-            WHEN r.selected_user_ids IS NULL OR excluded.selected_user_ids IS NULL THEN NULL
-            ELSE ARRAY(SELECT unnest(r.selected_user_ids)
-                       UNION SELECT unnest(excluded.selected_user_ids))
-        END
+        failures = 0,
+        retry_after = NULL,
+        chosen_users = excluded.chosen_users AND (r.chosen_users OR r.state <> 'PLANNING')
     WHERE r.state IN ('PLANNING', 'DISPATCHING', 'ENQUEUED', 'FINISHED', 'MISSED')
         AND r.pruned_at IS NULL
         AND r.kind = excluded.kind
@@ -87,12 +98,22 @@ _OPEN = text(
     """
 )
 
+# Users of earlier selections stay: they have their jobs, or are still to be planned. In the order of the
+# ids: two transactions that name the same users in different orders would wait for each other.
+_SELECT_USERS = text(
+    """
+    INSERT INTO sync_selected_users (run_id, user_id)
+    SELECT :run_id, user_id FROM unnest(CAST(:user_ids AS uuid[])) AS chosen(user_id) ORDER BY user_id
+    ON CONFLICT DO NOTHING
+    """
+)
+_USERS_PER_STATEMENT = 10_000
+
 _GET = text(f"SELECT {_COLUMNS} FROM sync_runs WHERE partition_key = :partition_key")
 
 _LATEST = text(f"SELECT {_COLUMNS} FROM sync_runs ORDER BY created_at DESC LIMIT :limit")
 
-# enqueued_at: of its last batch, so that a run that is only looked at again does not seem young; and never
-# backwards, since who looks for its messages knows the run by it.
+# enqueued_at is that of the last batch, so that a run without new batches does not look young.
 _ENQUEUED = text(
     """
     UPDATE sync_runs SET state = 'ENQUEUED', leased_until = NULL,
@@ -106,26 +127,42 @@ _ENQUEUED = text(
 
 
 _BEING_PLANNED = text(
-    """
+    f"""
     SELECT EXISTS (SELECT FROM sync_runs
-                   WHERE run_id = :run_id AND state = 'PLANNING' AND leased_until > :now)
+                   WHERE run_id = :run_id AND state = 'PLANNING' AND {is_valid("leased_until")})
     """
 )
 
+_TO_BE_PLANNED = text("SELECT EXISTS (SELECT FROM sync_runs WHERE run_id = :run_id AND state = 'PLANNING')")
+
 _AT_WORK = "state IN ('PLANNING', 'DISPATCHING')"
 
-_RENEW = text(f"UPDATE sync_runs SET leased_until = :leased_until WHERE run_id = :run_id AND {_AT_WORK}")
+# The planner locks the row while it writes a chunk, so the lease is computed after the wait for that lock.
+_RENEW = text(
+    f"""
+    WITH held AS MATERIALIZED (
+        SELECT run_id FROM sync_runs WHERE run_id = :run_id AND {_AT_WORK} FOR UPDATE
+    )
+    UPDATE sync_runs r SET leased_until = :leased_until + {WAITED}
+    FROM held WHERE r.run_id = held.run_id AND r.{_AT_WORK}
+    """
+)
 
 _RELEASE = text(f"UPDATE sync_runs SET leased_until = NULL WHERE run_id = :run_id AND {_AT_WORK}")
 
-# SKIP LOCKED: reconcilers that meet take different runs.
+# Reconcile could not plan or dispatch such a run, and leaves it alone for a while.
+_BACKED_OFF = "coalesce(retry_after > :now, false)"
+
+_FREE = f"{_AT_WORK} AND (leased_until IS NULL OR {is_over('leased_until')}) AND NOT {_BACKED_OFF}"
+
+# SKIP LOCKED: two reconcile passes take different runs.
 _TAKE_OVER = text(
     f"""
-    UPDATE sync_runs SET leased_until = :leased_until
+    UPDATE sync_runs SET leased_until = :leased_until + {WAITED}
     WHERE run_id = (SELECT run_id FROM sync_runs
-                    WHERE {_AT_WORK} AND (leased_until IS NULL OR leased_until <= :now)
+                    WHERE {_FREE}
                     ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-        AND {_AT_WORK} AND (leased_until IS NULL OR leased_until <= :now)
+        AND {_FREE}
     RETURNING {_COLUMNS}
     """
 )
@@ -158,161 +195,105 @@ _HAS_OPEN_JOBS = text(
     "SELECT EXISTS (SELECT FROM sync_jobs WHERE run_id = :run_id AND status IN ('PENDING', 'RUNNING'))"
 )
 
-_ENQUEUED_BEFORE = text(
-    f"SELECT {_COLUMNS} FROM sync_runs WHERE state = 'ENQUEUED' AND enqueued_at <= :cutoff"
-)
-
-# The time that was seen is named, so that of several only one comes through.
-_RESTART_GRACE = text(
-    """
-    UPDATE sync_runs SET enqueued_at = :now
-    WHERE run_id = :run_id AND state = 'ENQUEUED' AND enqueued_at = :seen
-    """
-)
-
-# Another time than the one that was there, even where the clocks of two say the same.
-_POSTPONE_GRACE = text(
-    """
-    UPDATE sync_runs SET enqueued_at = greatest(enqueued_at + interval '1 microsecond', :now)
-    WHERE run_id = :run_id AND state = 'ENQUEUED'
-    """
-)
-
-_MISSED = text(
-    """
-    INSERT INTO sync_runs (run_id, partition_key, kind, triggered_by, requested_by, slot, state, created_at)
-    VALUES (:run_id, :partition_key, 'daily', :triggered_by, :requested_by, :slot, 'MISSED', :now)
-    ON CONFLICT (partition_key) DO NOTHING
-    """
-)
-
-_DAILY_SLOTS = text(
-    "SELECT partition_key, slot FROM sync_runs"
-    " WHERE kind = 'daily' AND partition_key = ANY(:partition_keys)"
-)
-
 
 def open_run(connection: Connection, new: NewRun, now: datetime, leased_until: datetime) -> Run | None:
-    """Makes the partition's run, or opens it again; None where the key belongs to another run, or the
-    run's jobs have been pruned.
+    """Creates the run of a partition, or opens it again, within a transaction; None if the key belongs to
+    a run of another kind or with other backfill_days, or if the run's jobs have been pruned.
+
+    Raises RunIdTaken if users are chosen and the partition's run has another id than `new`; after that the
+    transaction can only be rolled back.
     """
+    # First: a million ids take seconds, and the planner and its heartbeat need the run's row.
+    _select_users(connection, new.run_id, new.selected_user_ids or ())
     row = connection.execute(
         _OPEN,
         {
             **vars(new),
             "kind": new.kind.value,
-            "selected_user_ids": None
-            if new.selected_user_ids is None
-            else [str(user_id) for user_id in new.selected_user_ids],
+            "chosen_users": new.selected_user_ids is not None,
             "now": now,
             "leased_until": leased_until,
         },
     ).one_or_none()
-    return None if row is None else _run(row)
+    if row is None:
+        return None
+    if new.selected_user_ids is not None and row.run_id != new.run_id:
+        raise RunIdTaken
+    return _run_from_row(row)
+
+
+def _select_users(connection: Connection, run_id: UUID, user_ids: Sequence[UUID]) -> None:
+    ordered = sorted(user_ids)
+    for first in range(0, len(ordered), _USERS_PER_STATEMENT):
+        some = [str(user_id) for user_id in ordered[first : first + _USERS_PER_STATEMENT]]
+        connection.execute(_SELECT_USERS, {"run_id": run_id, "user_ids": some})
 
 
 def get(connection: Connection, partition_key: str) -> Run | None:
-    """The run of a partition; None where there is none."""
+    """The run of a partition, or None."""
     row = connection.execute(_GET, {"partition_key": partition_key}).one_or_none()
-    return None if row is None else _run(row)
+    return None if row is None else _run_from_row(row)
 
 
 def latest(connection: Connection, limit: int) -> list[Run]:
-    """The newest runs first."""
-    return [_run(row) for row in connection.execute(_LATEST, {"limit": limit})]
+    """The newest runs, newest first."""
+    return [_run_from_row(row) for row in connection.execute(_LATEST, {"limit": limit})]
 
 
 def mark_enqueued(connection: Connection, run_id: UUID, now: datetime) -> bool:
-    """DISPATCHING → ENQUEUED, once no batch is left to send; says whether it moved."""
+    """Moves a run DISPATCHING → ENQUEUED if no batch is left to send; says whether it moved."""
     return connection.execute(_ENQUEUED, {"run_id": run_id, "now": now}).rowcount == 1
 
 
 def is_being_planned(connection: Connection, run_id: UUID, now: datetime) -> bool:
-    """Whether batches of the run may still come: it is in PLANNING, by somebody who lives."""
+    """Whether a living process is planning the run, so that more batches may come."""
     return bool(connection.execute(_BEING_PLANNED, {"run_id": run_id, "now": now}).scalar_one())
 
 
+def is_to_be_planned(connection: Connection, run_id: UUID) -> bool:
+    """Whether users of the run may still be without a job: it is PLANNING, with or without a process."""
+    return bool(connection.execute(_TO_BE_PLANNED, {"run_id": run_id}).scalar_one())
+
+
 def renew(connection: Connection, run_id: UUID, leased_until: datetime) -> bool:
-    """Extends the lease of a run that is being planned or dispatched; False where it is over."""
+    """Extends the lease of a run that is being planned or dispatched; False if it no longer is."""
     parameters = {"run_id": run_id, "leased_until": leased_until}
     return connection.execute(_RENEW, parameters).rowcount == 1
 
 
 def release(connection: Connection, run_id: UUID) -> None:
-    """Says that nobody works on the run any more, so that reconcile need not wait for its lease."""
+    """Ends the lease of a run, so that reconcile need not wait until it runs out."""
     connection.execute(_RELEASE, {"run_id": run_id})
 
 
 def take_over(connection: Connection, now: datetime, leased_until: datetime) -> Run | None:
-    """A run that is half planned or half dispatched and nobody's, now ours; None where there is none."""
+    """Takes the lease of the oldest run that is only partly planned or dispatched, has no lease and is not
+    left alone after a failure (backoff.py); returns None if there is none.
+    """
     row = connection.execute(_TAKE_OVER, {"now": now, "leased_until": leased_until}).one_or_none()
-    return None if row is None else _run(row)
+    return None if row is None else _run_from_row(row)
 
 
 def in_states(connection: Connection, *states: RunState) -> list[Run]:
     """The runs in one of these states, oldest first."""
     rows = connection.execute(_IN_STATES, {"states": [state.value for state in states]})
-    return [_run(row) for row in rows]
-
-
-def enqueued_before(connection: Connection, cutoff: datetime) -> list[Run]:
-    """ENQUEUED runs whose last batch went out at `cutoff` or earlier."""
-    return [_run(row) for row in connection.execute(_ENQUEUED_BEFORE, {"cutoff": cutoff})]
-
-
-def restart_grace(connection: Connection, run: Run, now: datetime) -> bool:
-    """ENQUEUED as seen → ENQUEUED now; False where it was opened, or enqueued anew, meanwhile."""
-    parameters = {"run_id": run.run_id, "seen": run.enqueued_at, "now": now}
-    return connection.execute(_RESTART_GRACE, parameters).rowcount == 1
-
-
-def postpone_grace(connection: Connection, run_id: UUID, now: datetime) -> None:
-    """ENQUEUED → ENQUEUED now, or a moment later than before; whoever saw it before has seen too little."""
-    connection.execute(_POSTPONE_GRACE, {"run_id": run_id, "now": now})
+    return [_run_from_row(row) for row in rows]
 
 
 def reopen_dispatch(connection: Connection, run_id: UUID) -> bool:
-    """ENQUEUED → DISPATCHING, where a batch has been put back; nobody's until it is taken over."""
+    """Moves a run ENQUEUED → DISPATCHING, without a lease, if a batch is unsent; says whether it moved."""
     return connection.execute(_REOPEN_DISPATCH, {"run_id": run_id}).rowcount == 1
 
 
 def finish(connection: Connection, run_id: UUID, now: datetime) -> bool:
-    """ENQUEUED → FINISHED with its counts, where no job is left that is not final."""
-    # Asked first: counting a million jobs only to find one open would be done every minute.
+    """Moves a run ENQUEUED → FINISHED with its counts if every job is final; says whether it moved."""
+    # This is asked first: otherwise each pass would count a million jobs only to find that one is open.
     if connection.execute(_HAS_OPEN_JOBS, {"run_id": run_id}).scalar_one():
         return False
     return connection.execute(_FINISH, {"run_id": run_id, "now": now}).rowcount == 1
 
 
-def record_missed(
-    connection: Connection,
-    *,
-    run_id: UUID,
-    partition_key: str,
-    triggered_by: str,
-    requested_by: str,
-    slot: datetime,
-    now: datetime,
-) -> bool:
-    """Notes a day that gets no run; False where it has one by now."""
-    parameters = {
-        "run_id": run_id,
-        "partition_key": partition_key,
-        "triggered_by": triggered_by,
-        "requested_by": requested_by,
-        "slot": slot,
-        "now": now,
-    }
-    return connection.execute(_MISSED, parameters).rowcount == 1
-
-
-def daily_slots(connection: Connection, partition_keys: list[str]) -> dict[str, datetime | None]:
-    """Those of the partitions that have a daily run, with the latest slot that it was for."""
-    rows = connection.execute(_DAILY_SLOTS, {"partition_keys": partition_keys})
-    return {row.partition_key: row.slot for row in rows}
-
-
-def _run(row: object) -> Run:
+def _run_from_row(row: object) -> Run:
     values = dict(row._mapping)  # type: ignore[attr-defined]
     values["kind"] = Kind(values["kind"])
     values["state"] = RunState(values["state"])

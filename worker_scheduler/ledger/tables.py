@@ -1,12 +1,12 @@
-"""The tables as SQLAlchemy sees them, and the states; a test holds the migrations against them."""
+"""The tables as SQLAlchemy describes them, and the states; a test compares them with the migrations."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -28,7 +28,7 @@ metadata = MetaData()
 
 
 class JobStatus(StrEnum):
-    """The states of a job; docs/states.md has who moves it."""
+    """The states of a job; docs/states.md lists every change."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -38,7 +38,7 @@ class JobStatus(StrEnum):
 
 
 class RunState(StrEnum):
-    """The states of a run; docs/states.md has who moves it."""
+    """The states of a run; docs/states.md lists every change."""
 
     PLANNING = "PLANNING"
     DISPATCHING = "DISPATCHING"
@@ -48,10 +48,15 @@ class RunState(StrEnum):
 
 
 class Kind(StrEnum):
-    """What rings a run; also the name of the queue that its jobs go to."""
+    """The kind of a run: which of the two commands makes it."""
 
     DAILY = "daily"
     BACKFILL = "backfill"
+
+    @property
+    def queue(self) -> str:
+        """The queue for the jobs of such a run."""
+        return self.value
 
 
 def _one_of(column: str, values: type[StrEnum]) -> str:
@@ -67,17 +72,17 @@ sync_runs = Table(
     Column("triggered_by", Text, nullable=False),
     Column("requested_by", Text),
     Column("backfill_days", Integer),
-    # NULL: every user there is when the chunk is planned.
-    Column("selected_user_ids", ARRAY(Uuid)),
+    # Whether only the users in sync_selected_users are planned; otherwise every user who exists then.
+    Column("chosen_users", Boolean, nullable=False, server_default=text("false")),
     Column("slot", UTC_TIME),
     Column("state", Text, nullable=False),
-    # Planning's cursor: users up to here have their jobs. NULL: none yet.
+    # The cursor of planning: users up to this id have their jobs. NULL: no user yet.
     Column("planned_through", Uuid),
-    # A tick is at work on it until then, and says so by its heartbeat. NULL: nobody is.
+    # Until then a process is planning or dispatching it and extends this by a heartbeat. NULL: none is.
     Column("leased_until", UTC_TIME),
     Column("jobs", BigInteger, nullable=False, server_default=text("0")),
     Column("batches", Integer, nullable=False, server_default=text("0")),
-    # Known once the run is FINISHED.
+    # Set once the run is FINISHED.
     Column("completed", BigInteger),
     Column("failed", BigInteger),
     Column("skipped", BigInteger),
@@ -85,13 +90,25 @@ sync_runs = Table(
     Column("planned_at", UTC_TIME),
     Column("enqueued_at", UTC_TIME),
     Column("finished_at", UTC_TIME),
-    # Of `jobs`, when the run was opened last. 0: no user of it can have a job yet.
+    # The value of `jobs` when the run was last opened. 0: no user can have a job yet.
     Column("jobs_before", BigInteger, nullable=False, server_default=text("0")),
-    # Its jobs and batches are gone since then.
+    # When its jobs and batches were deleted.
     Column("pruned_at", UTC_TIME),
+    # How often in a row reconcile could not plan or dispatch it, and when it tries again.
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("retry_after", UTC_TIME),
     UniqueConstraint("partition_key", name="sync_runs_partition_key_key"),
     CheckConstraint(_one_of("kind", Kind), name="sync_runs_kind_check"),
     CheckConstraint(_one_of("state", RunState), name="sync_runs_state_check"),
+)
+
+sync_selected_users = Table(
+    "sync_selected_users",
+    metadata,
+    # There is no foreign key: the users are written first, so that the run's row is not locked for long.
+    Column("run_id", Uuid, nullable=False),
+    Column("user_id", Uuid, nullable=False),
+    PrimaryKeyConstraint("run_id", "user_id", name="sync_selected_users_pkey"),
 )
 
 sync_batches = Table(
@@ -99,11 +116,11 @@ sync_batches = Table(
     metadata,
     Column("run_id", Uuid, ForeignKey("sync_runs.run_id"), nullable=False),
     Column("number", Integer, nullable=False),
-    # For the reader: which users are in it.
+    # For people: which users are in the batch.
     Column("first_user_id", Uuid, nullable=False),
     Column("last_user_id", Uuid, nullable=False),
-    # For dispatch: job ids rise within a chunk, so a range of them is the batch, and nothing else,
-    # even where a later pass adds users in between.
+    # For dispatch: job ids rise within a chunk, so a range of them is exactly the batch, even if a later
+    # tick adds users in between.
     Column("first_job_id", Uuid, nullable=False),
     Column("last_job_id", Uuid, nullable=False),
     Column("jobs", Integer, nullable=False),
@@ -112,7 +129,7 @@ sync_batches = Table(
     Column("claimed_by", Uuid),
     Column("claimed_until", UTC_TIME),
     Column("enqueued_at", UTC_TIME),
-    # The life of the broker's data in which the messages went out; NULL where it cannot be seen.
+    # The broker epoch in which the messages were published; NULL if the broker shows none.
     Column("broker_epoch", Uuid),
     PrimaryKeyConstraint("run_id", "number", name="sync_batches_pkey"),
     CheckConstraint("jobs > 0", name="sync_batches_jobs_check"),
@@ -122,7 +139,7 @@ sync_batches = Table(
 sync_jobs = Table(
     "sync_jobs",
     metadata,
-    # The key of each partition; one of the whole would have to hold the run's id.
+    # The primary key of each partition; one of the whole table would have to contain the run's id.
     Column("job_id", Uuid, nullable=False),
     Column("user_id", Uuid, nullable=False),
     Column("github_login", Text),
@@ -134,20 +151,22 @@ sync_jobs = Table(
     Column("created_at", UTC_TIME, nullable=False, server_default=text("CURRENT_TIMESTAMP")),
     Column("started_at", UTC_TIME),
     Column("completed_at", UTC_TIME),
-    # NULL: a row that an older scheduler left. No foreign key: its check would cost more than the
-    # row, and the planner writes jobs only under the lock of their run.
+    # NULL: a row that an older scheduler left. There is no foreign key: its check would cost more than the
+    # row, and the planner writes jobs only while it locks their run.
     Column("run_id", Uuid),
     Column("attempt", SmallInteger, nullable=False, server_default=text("0")),
-    # RUNNING: its worker is believed alive until then. PENDING: reconcile is publishing it anew.
+    # RUNNING: its worker is believed alive until then. PENDING: reconcile is publishing it again.
     Column("leased_until", UTC_TIME),
-    # PENDING, and to be published anew from then on; NULL: its message is out, or its batch unsent.
+    # PENDING: to be published again from then on. NULL: its message is out, or its batch is unsent.
     Column("not_before", UTC_TIME),
-    # The life of the broker's data in which it was published anew last, alone; NULL: its batch's message
-    # is its own.
+    # The broker epoch in which it was last published on its own; NULL: it was published with its batch, or
+    # will be.
     Column("republished_in", Uuid),
+    # When it was last published on its own. NULL: it was published with its batch, or will be.
+    Column("republished_at", UTC_TIME),
     CheckConstraint(_one_of("status", JobStatus), name="sync_jobs_status_check"),
-    # One job per user per partition: a run is a partition. Partial, since an older scheduler's rows
-    # may repeat a user.
+    # One job per user per partition: each partition has one run. The index is partial, since an older
+    # scheduler's rows may repeat a user.
     Index(
         "sync_jobs_one_job_per_user",
         "run_id",
@@ -155,7 +174,7 @@ sync_jobs = Table(
         unique=True,
         postgresql_where=text("run_id IS NOT NULL"),
     ),
-    # What reconcile asks for; small, since most jobs are final most of the time.
+    # For reconcile; small, since most jobs are final most of the time.
     Index("sync_jobs_open", "run_id", "job_id", postgresql_where=text("status IN ('PENDING', 'RUNNING')")),
     Index("sync_jobs_running", "leased_until", postgresql_where=text("leased_until IS NOT NULL")),
     Index("sync_jobs_delayed", "not_before", postgresql_where=text("not_before IS NOT NULL")),
@@ -165,7 +184,7 @@ sync_jobs = Table(
         "republished_in",
         postgresql_where=text("republished_in IS NOT NULL AND status = 'PENDING'"),
     ),
-    # For operators' queries by partition: a partition's rows lie together on disk, so a few bytes a
+    # For operators' queries by partition: the rows of a partition lie together on disk, so a few bytes per
     # megabyte find them, and neither inserts nor changes of state pay for it.
     Index(
         "sync_jobs_partition",
@@ -174,8 +193,8 @@ sync_jobs = Table(
         postgresql_using="brin",
         postgresql_with={"autosummarize": "on"},
     ),
-    # By months, since a run's id begins with a time; see months.py. Whole, where an older scheduler has
-    # made it.
+    # By months, since a run's id begins with a time (see months.py). A table that an older scheduler
+    # created is not divided.
     postgresql_partition_by="RANGE (run_id)",
 )
 
@@ -189,13 +208,79 @@ sync_locks = Table(
     Column("leased_until", UTC_TIME, nullable=False),
 )
 
-# One row: slots before it belong to a time in which nobody had deployed this scheduler, or in which it
-# had another calendar.
+# One row: earlier slots are not due, because this scheduler was not deployed yet or had another calendar.
 sync_origin = Table(
     "sync_origin",
     metadata,
     Column("since", UTC_TIME, nullable=False),
-    # The calendar by which days are due since then; NULL until the first look.
+    # The calendar by which days are due since then; NULL until the first trigger.
     Column("cron", Text),
     Column("timezone", Text),
+    # The key, so that there is one row only, and a publication of all tables lets it be updated.
+    Column("only_row", Boolean, primary_key=True, server_default=text("true")),
+    CheckConstraint("only_row", name="sync_origin_only_row_check"),
+)
+
+# Which partition a Celery task works on. A task that is delivered again, perhaps on another day, keeps it.
+sync_tasks = Table(
+    "sync_tasks",
+    metadata,
+    Column("task_id", Text, primary_key=True),
+    Column("partition_key", Text, nullable=False),
+    Column("created_at", UTC_TIME, nullable=False),
+)
+
+# Messages that tell how far a queue has been taken: everything published before a probe that has arrived
+# has been taken, too.
+sync_probes = Table(
+    "sync_probes",
+    metadata,
+    Column("probe_id", Uuid, primary_key=True),
+    Column("queue", Text, nullable=False),
+    Column("sent_at", UTC_TIME, nullable=False),
+    Column("arrived_at", UTC_TIME),
+)
+
+# Waiting jobs whose message has left the queue. Most of these messages are with a worker or on their way to
+# one; those that are nowhere for long enough are lost.
+sync_suspects = Table(
+    "sync_suspects",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("run_id", Uuid, nullable=False),
+    Column("queue", Text, nullable=False),
+    # The batch with which its message was published; NULL: it was published on its own.
+    Column("batch", Integer),
+    # The job's attempt when it was suspected: a later one shows that the message was there.
+    Column("attempt", SmallInteger, nullable=False),
+    Column("suspected_at", UTC_TIME, nullable=False),
+    # When a look at the messages that workers hold did not find it. NULL: nobody has looked since.
+    Column("missed_at", UTC_TIME),
+    Index("sync_suspects_run", "run_id", "job_id"),
+)
+
+# The broker epochs that reconcile has seen, and where. One that comes back shows that two processes work
+# with different brokers.
+sync_broker_epochs = Table(
+    "sync_broker_epochs",
+    metadata,
+    Column("epoch", Uuid, primary_key=True),
+    Column("broker", Text, nullable=False),
+    Column("seen_from", UTC_TIME, nullable=False),
+    Column("seen_last", UTC_TIME, nullable=False),
+    # The number of the last look that found it: the order of looks, whatever the clocks say.
+    Column("look", BigInteger, nullable=False),
+    # When it was found again after another epoch had been found.
+    Column("returned_at", UTC_TIME),
+    # When a pass of reconcile found it; ticks look, too.
+    Column("reconciled_at", UTC_TIME),
+)
+
+# When the last pass that a message asked for began and ended; of several messages only one makes a pass.
+sync_passes = Table(
+    "sync_passes",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("begun_at", UTC_TIME, nullable=False),
+    Column("ended_at", UTC_TIME),
 )

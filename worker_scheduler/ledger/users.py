@@ -1,4 +1,4 @@
-"""SQL over the application's relation of users: counts, finds, checks. Reads only, never writes."""
+"""SQL over the application's relation of users: checks it, counts and finds users; reads only."""
 
 from __future__ import annotations
 
@@ -10,49 +10,63 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from worker_scheduler.errors import ConfigurationError
+from worker_scheduler.ledger.formats import raw, text_of
+from worker_scheduler.redaction import escape_control_characters
 
 _PART = re.compile(r'"([^"]+)"|([^."]+)')
-_STRINGS = {"text", "varchar", "citext", "bpchar"}
+_TEXT_TYPES = {"text", "varchar", "citext", "bpchar"}
+
+# One row at least: whether the relation exists, and each needed column that it has.
+# A domain counts as its base type.
+_COLUMNS = text(
+    f"""
+    SELECT r.oid IS NOT NULL AS exists, a.attname, {raw("t.typname")} AS type
+    FROM (SELECT to_regclass(:name) AS oid) r
+    LEFT JOIN pg_attribute a ON a.attrelid = r.oid AND a.attname IN ('id', 'github_login')
+    LEFT JOIN pg_type d ON d.oid = a.atttypid
+    LEFT JOIN pg_type t ON t.oid = CASE WHEN d.typtype = 'd' THEN d.typbasetype ELSE d.oid END
+    """
+)
 
 
 @dataclass(frozen=True)
 class UsersRelation:
-    """The relation's name, as given in USERS_RELATION and as SQL."""
+    """The relation of users: its name as in USERS_RELATION, and as SQL."""
 
     name: str
 
     @property
-    def sql(self) -> str:
-        """Quoted, so that a name that is a keyword works; folded first, as Postgres folds it."""
+    def quoted(self) -> str:
+        """The name in quotes, so that a keyword works. Unquoted parts become lower case, as in Postgres."""
         parts = [quoted or plain.lower() for quoted, plain in _PART.findall(self.name)]
         return ".".join(f'"{part}"' for part in parts)
 
+    @property
+    def sql(self) -> str:
+        """The quoted name as a part of a statement, where a colon would otherwise begin a parameter."""
+        return self.quoted.replace(":", r"\:")
+
+    @property
+    def shown(self) -> str:
+        """The name as given, for a message of one line."""
+        return escape_control_characters(self.name)
+
 
 def require_relation(connection: Connection, relation: UsersRelation) -> None:
-    """Raises ConfigurationError where the relation or one of its two columns is missing."""
-    exists = connection.execute(text("SELECT to_regclass(:name)"), {"name": relation.sql})
-    if exists.scalar_one() is None:
+    """Raises ConfigurationError if the relation or a column is missing, or a column has a wrong type."""
+    rows = connection.execute(_COLUMNS, {"name": relation.quoted}).all()
+    if not rows[0].exists:
         raise ConfigurationError(
-            [f"USERS_RELATION='{relation.name}': there is no such table or view in the database"]
+            [f"USERS_RELATION='{relation.shown}': there is no such table or view in the database"]
         )
-    rows = connection.execute(
-        text(
-            "SELECT a.attname, t.typname FROM pg_attribute a"
-            " JOIN pg_type d ON d.oid = a.atttypid"
-            # A domain counts as the type below it.
-            " JOIN pg_type t ON t.oid = CASE WHEN d.typtype = 'd' THEN d.typbasetype ELSE d.oid END"
-            " WHERE a.attrelid = to_regclass(:name) AND a.attnum > 0 AND NOT a.attisdropped"
-        ),
-        {"name": relation.sql},
-    )
-    types: dict[str, str] = {row.attname: row.typname for row in rows}
+    types = {row.attname: text_of(connection, row.type) for row in rows}
     faults = []
-    for column, accepted, wanted in (("id", {"uuid"}, "uuid"), ("github_login", _STRINGS, "text")):
+    for column, accepted, wanted in (("id", {"uuid"}, "uuid"), ("github_login", _TEXT_TYPES, "text")):
         found = types.get(column)
         if found not in accepted:
             state = "is missing" if found is None else f"is {found}"
             faults.append(
-                f"USERS_RELATION='{relation.name}': column {column} {state}, it must be {wanted}"
+                f"USERS_RELATION='{relation.shown}': column {column} {state}, it must be {wanted}"
                 " (a view can provide it)"
             )
     if faults:
@@ -60,13 +74,13 @@ def require_relation(connection: Connection, relation: UsersRelation) -> None:
 
 
 def count(connection: Connection, relation: UsersRelation) -> int:
-    """How many users there are."""
+    """Counts the users."""
     rows = connection.execute(text(f"SELECT count(*) FROM {relation.sql} u WHERE u.id IS NOT NULL"))
     return int(rows.scalar_one())
 
 
 def find_by_ids(connection: Connection, relation: UsersRelation, ids: Sequence[UUID]) -> list[UUID]:
-    """Those of `ids` that are users."""
+    """The ids among `ids` that belong to users."""
     rows = connection.execute(
         text(f"SELECT u.id FROM {relation.sql} u WHERE u.id = ANY(CAST(:ids AS uuid[]))"),
         {"ids": [str(user_id) for user_id in ids]},
@@ -77,9 +91,9 @@ def find_by_ids(connection: Connection, relation: UsersRelation, ids: Sequence[U
 def find_by_logins(
     connection: Connection, relation: UsersRelation, logins: Sequence[str]
 ) -> list[tuple[str, UUID]]:
-    """(login as asked, user id) for those of `logins` that are users', without regard to case.
+    """Pairs (login as given, user id) for the logins that belong to users, ignoring case.
 
-    Postgres folds both sides: its idea of case and Python's differ outside ASCII.
+    Postgres lowers both sides, since it and Python disagree about case outside ASCII.
     """
     rows = connection.execute(
         text(
@@ -97,7 +111,7 @@ def count_without_job(
     partition_key: str,
     chosen: Sequence[UUID] | None,
 ) -> int:
-    """How many of the chosen users (None: of all) have no job in the partition yet."""
+    """Counts the chosen users (None: all users) who have no job in the partition yet."""
     condition = "" if chosen is None else "AND u.id = ANY(CAST(:ids AS uuid[]))"
     parameters: dict[str, object] = {"partition_key": partition_key}
     if chosen is not None:

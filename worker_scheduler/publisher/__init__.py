@@ -1,4 +1,4 @@
-"""Publishing: a batch of jobs becomes messages in the broker. It knows no SQL and keeps no state."""
+"""Publisher: turns a batch of jobs into messages in the broker. It knows no SQL and stores nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from uuid import UUID
 from worker_scheduler.job_ids import JobIds
 
 SYNC_USER = "sync_user"
-"""The name of the task that does a job."""
+"""The name of the task that runs a job."""
 
 
 @dataclass(frozen=True)
-class JobMessage:
+class SharedFields:
     """What the messages of a run's jobs have in common."""
 
     queue: str
@@ -25,30 +25,30 @@ class JobMessage:
 
 @dataclass(frozen=True)
 class GroupMessage:
-    """A batch's messages: one Celery group, into one queue. A message's task id is its job's id.
+    """The messages of one batch: one Celery group, into one queue. A message's task id is its job's id.
 
-    marker: names this publication, whoever tries it and however often; another generation of the
-    same batch has another.
+    marker: names this publication. Every dispatcher that tries it uses the same one, at every attempt;
+    another generation of the batch has another marker.
     """
 
     group_id: UUID
     marker: str
-    message: JobMessage
-    jobs: JobIds
+    shared: SharedFields
+    job_ids: JobIds
 
 
 class Publisher(Protocol):
-    """Puts batches into the broker."""
+    """Publishes batches to the broker."""
 
     @property
     def repeatable(self) -> bool:
-        """Whether what failed can be tried again and doubles nothing: then several batches may go at
-        once.
+        """Whether a failed publication can be repeated without sending a message twice.
+
+        Only then may several batches go at once.
         """
 
     def publish(self, groups: Sequence[GroupMessage]) -> list[UUID | None]:
-        """Returns when the broker has taken every message; for each group, in which life of the
-        broker's data that was, if known.
+        """Publishes every group; returns the broker epoch in which each one was taken, None if unknown.
 
-        Raises StoreUnavailable otherwise; some of the messages may have been taken all the same.
+        Raises StoreUnavailable if the broker did not take all of them; it may have taken some.
         """

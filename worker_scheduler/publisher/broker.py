@@ -1,155 +1,145 @@
-"""What can be seen of the broker's data: whether it is still the same, and what of a queue it holds.
+"""The broker's data, as far as they can be seen: whether they are still the same, and how deep a queue is.
 
-Only Redis and Valkey can be asked so. RabbitMQ keeps durable messages over a restart and returns what
-a dead worker held at once, so nothing of it has to be looked for.
+Only Redis and Valkey can be asked for that. RabbitMQ needs no such look: it keeps durable messages over a
+restart, and puts the messages of a dead worker back at once.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from typing import Protocol
-from uuid import UUID, uuid4
+from urllib.parse import urlsplit
+from uuid import UUID
 
-from kombu.transport.redis import Channel
 from redis import Redis
-from redis.exceptions import RedisError
 
 from worker_scheduler.errors import StoreUnavailable
-from worker_scheduler.redaction import escape_control_characters, mask_passwords, show_url
+from worker_scheduler.redaction import escape_control_characters, one_line, show, show_url
 
-_SAY_OTHERWISE = (
+_HOW_TO_CHANGE = (
     "; rediss:// verifies certificates unless the URL says otherwise:"
     " ssl_ca_certs=FILE (another CA), ssl_cert_reqs=none (encrypted, not verified)"
 )
 EPOCH_KEY = "worker_scheduler:epoch"
-_BATON_SECONDS = 24 * 3600
-"""After which a run whose baton has vanished may have another; reconcile dispatches it before that."""
+_REDIS_PORT = 6379
+_LONGEST_SERVER = 280
+"""Longer than any host name."""
 
 
-def redis_client(url: str) -> Redis:
-    """A client whose commands end in an error after 15 s, not in a hang for ever."""
-    return Redis.from_url(url, socket_timeout=15, socket_connect_timeout=5, decode_responses=True)
+def redis_client(url: str, *, decode_responses: bool = True) -> Redis:
+    """A client whose commands end in an error after 15 s instead of waiting for ever.
+
+    Bytes that are not UTF-8 become lone surrogates: another program that wrote them must not stop a pass.
+    """
+    return Redis.from_url(
+        url,
+        socket_timeout=15,
+        socket_connect_timeout=5,
+        decode_responses=decode_responses,
+        encoding_errors="surrogateescape",
+    )
 
 
 def unavailable(url: str, error: BaseException) -> StoreUnavailable:
-    """The broker's fault in one line."""
-    return StoreUnavailable(f"the broker at {show_url(url)} is unavailable: {reason_of(error)}")
+    """The error that says in one line why the broker at this URL is unavailable."""
+    return StoreUnavailable(f"the broker at {show_url(url)} is unavailable: {broker_reason(error)}")
 
 
-def reason_of(error: BaseException) -> str:
-    """What a client of Redis or of the broker says, in one line and without passwords."""
-    reason = escape_control_characters(mask_passwords(" ".join(str(error).split())))
-    hint = _SAY_OTHERWISE if "CERTIFICATE_VERIFY_FAILED" in reason else ""
+def broker_reason(error: BaseException) -> str:
+    """The text of an error of Redis or of another broker, in one line and without passwords."""
+    reason = one_line(error)
+    hint = _HOW_TO_CHANGE if "CERTIFICATE_VERIFY_FAILED" in reason else ""
     return f"{reason}{hint}"
 
 
+def place(url: str, key_prefix: str) -> str:
+    """Where the keys of a Redis are, in one short line: `host:port/database`, and the key prefix."""
+    parts = urlsplit(url)
+    server = f"{parts.hostname}:{parts.port or _REDIS_PORT}/{parts.path.strip('/') or 0}"
+    prefix = f" with the key prefix {show(key_prefix)}" if key_prefix else ""
+    return f"{escape_control_characters(server)[:_LONGEST_SERVER]}{prefix}"
+
+
 class BrokerState(Protocol):
-    """Looks at the broker; changes nothing but markers of its own. Raises StoreUnavailable."""
+    """Looks at the broker, and changes nothing there but its own keys. Raises StoreUnavailable."""
+
+    @property
+    def place(self) -> str:
+        """Where the broker's data are, safe to show."""
 
     def epoch(self) -> UUID | None:
-        """Names the present life of the broker's data; another id means that the data were lost.
+        """The broker epoch: an id that changes when the broker loses its data.
 
-        None where it cannot be seen.
+        None if the broker does not show it.
         """
 
+    @property
+    def shows_messages(self) -> bool:
+        """Whether `waiting` and `taken` say which messages the broker holds."""
+
     def depth(self, queue: str) -> int | None:
-        """Messages of the queue that it holds, waiting or unacknowledged; None if unknown."""
+        """The number of messages in the queue, waiting or unacknowledged; None if unknown.
 
-    def note_baton(self, partition_key: str, message_id: str) -> bool:
-        """Notes the message, which is still to be sent, as the baton of a run; False if it has one."""
+        Probes do not count while the queue is short; among more than 1,000 messages they do.
+        """
 
-    def take_baton(self, partition_key: str, message_id: str) -> bool:
-        """Whether the message is the baton of its run; the run then has none."""
+    def waiting(self, queue: str) -> Iterator[list[str]]:
+        """Yields the ids of the messages that wait in the queue, in chunks."""
+
+    def taken(self) -> Iterator[list[str]]:
+        """Yields the ids of the messages that workers have taken from any queue and not acknowledged."""
+
+    def reserve_handover(self, partition_key: str, message_id: str) -> bool:
+        """Notes a message, before it is sent, as the run's handover; False if the run has one."""
+
+    def take_handover(self, partition_key: str, message_id: str) -> bool:
+        """Removes the run's handover if it is this message; says whether it was."""
+
+    def handover(self, partition_key: str) -> str | None:
+        """The id of the message that is the run's handover; None if the run has none."""
+
+    def holds(self, queue: str, message_id: str) -> bool:
+        """Whether the message is in the queue or unacknowledged; also if that is too long to search."""
 
 
 class OpaqueBroker:
-    """A broker that shows nothing of its data."""
+    """A broker whose data cannot be seen."""
+
+    place = "a broker that cannot be seen"
 
     def epoch(self) -> UUID | None:
         """Unknown."""
         return None
 
+    @property
+    def shows_messages(self) -> bool:
+        """Whether its messages can be seen: no."""
+        return False
+
     def depth(self, queue: str) -> int | None:
         """Unknown."""
         return None
 
-    def note_baton(self, partition_key: str, message_id: str) -> bool:
-        """There are none: without a depth no queue is ever full."""
+    def waiting(self, queue: str) -> Iterator[list[str]]:
+        """Yields nothing."""
+        yield from ()
+
+    def taken(self) -> Iterator[list[str]]:
+        """Yields nothing."""
+        yield from ()
+
+    def reserve_handover(self, partition_key: str, message_id: str) -> bool:
+        """Returns False: without a depth no queue counts as full, so no run is handed over."""
         return False
 
-    def take_baton(self, partition_key: str, message_id: str) -> bool:
-        """There are none."""
+    def take_handover(self, partition_key: str, message_id: str) -> bool:
+        """Returns False: there is no handover."""
         return False
 
-
-class RedisBroker:
-    """Redis or Valkey, asked past kombu: under the names that kombu gives its keys."""
-
-    def __init__(self, url: str, key_prefix: str) -> None:
-        self._url = url
-        self._prefix = key_prefix
-        self._client = redis_client(url)
-
-    def epoch(self) -> UUID | None:
-        """The marker, which goes when the data go; where it is gone, a new one is set."""
-        key = f"{self._prefix}{EPOCH_KEY}"
-        try:
-            # One atomic command: whoever comes first sets it, all others are told what it is.
-            fresh = str(uuid4())
-            marker = self._client.set(key, fresh, nx=True, get=True)
-        except (RedisError, OSError) as error:
-            raise unavailable(self._url, error) from error
-        return UUID(fresh if marker is None else str(marker))
-
-    def depth(self, queue: str) -> int | None:
-        """Looks at the lists, then at what workers have taken and not acknowledged.
-
-        In this order: a message moves from a list to `unacked`, so it cannot slip by unseen; but
-        for the moment in which the worker has popped it and not yet noted it.
-        """
-        try:
-            with self._client.pipeline(transaction=False) as pipeline:
-                for name in _lists_of(queue):
-                    pipeline.llen(f"{self._prefix}{name}")
-                pipeline.hvals(f"{self._prefix}unacked")
-                *waiting, unacknowledged = pipeline.execute()
-        except (RedisError, OSError) as error:
-            raise unavailable(self._url, error) from error
-        return sum(map(int, waiting)) + sum(_routed_to(str(entry)) == queue for entry in unacknowledged)
-
-    def note_baton(self, partition_key: str, message_id: str) -> bool:
-        """One a run, whoever rings it how often."""
-        try:
-            noted = self._client.set(self._baton_key(partition_key), message_id, nx=True, ex=_BATON_SECONDS)
-        except (RedisError, OSError) as error:
-            raise unavailable(self._url, error) from error
-        return bool(noted)
-
-    def take_baton(self, partition_key: str, message_id: str) -> bool:
-        """By the message's id: one that comes twice, after a crash, is a baton only once."""
-        key = self._baton_key(partition_key)
-        try:
-            # Nobody notes another one in between, since this one is noted.
-            is_ours = self._client.get(key) == message_id
-            if is_ours:
-                self._client.delete(key)
-        except (RedisError, OSError) as error:
-            raise unavailable(self._url, error) from error
-        return is_ours
-
-    def _baton_key(self, partition_key: str) -> str:
-        return f"{self._prefix}worker_scheduler:baton:{partition_key}"
-
-
-def _lists_of(queue: str) -> list[str]:
-    """kombu has a list for each step of a priority; without priorities, only the first is used."""
-    return [queue, *(f"{queue}{Channel.sep}{step}" for step in Channel.priority_steps[1:])]
-
-
-def _routed_to(entry: str) -> str | None:
-    """The queue of an entry of kombu's `unacked` hash: JSON of [message, exchange, routing key]."""
-    try:
-        _, _, routing_key = json.loads(entry)
-    except ValueError:
+    def handover(self, partition_key: str) -> str | None:
+        """Returns None: there is no handover."""
         return None
-    return str(routing_key)
+
+    def holds(self, queue: str, message_id: str) -> bool:
+        """Returns True: nothing is known to be lost."""
+        return True

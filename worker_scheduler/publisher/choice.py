@@ -1,4 +1,4 @@
-"""Chooses the publisher: the atomic one where it fits, Celery's own everywhere else. It says why."""
+"""Chooses the publisher: redis-bulk, which is atomic, if it fits; otherwise Celery's own way."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from celery import Celery
 from celery.signals import after_task_publish, before_task_publish
 
+from worker_scheduler.config.settings import Settings
 from worker_scheduler.errors import ConfigurationError
 from worker_scheduler.publisher import Publisher, template
 from worker_scheduler.publisher.broker import BrokerState
 from worker_scheduler.publisher.group import GroupPublisher
 from worker_scheduler.publisher.redis_bulk import RedisBulkPublisher
-from worker_scheduler.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,7 @@ class Choice:
 
 
 def choose(app: Celery, settings: Settings, broker: BrokerState) -> Choice:
-    """By PUBLISHER. Raises ConfigurationError where redis-bulk is wanted and does not fit."""
-    if {app.conf.broker_read_url, app.conf.broker_write_url} != {app.conf.broker_url}:
-        # Whoever looks for lost messages must look where they were sent, and where workers take them.
-        raise ConfigurationError(
-            ["CELERY_BROKER_READ_URL and CELERY_BROKER_WRITE_URL: one broker alone, by CELERY_BROKER_URL"]
-        )
+    """Chooses by PUBLISHER. Raises ConfigurationError if redis-bulk is demanded and does not fit."""
     if settings.publisher == "group":
         return Choice(GroupPublisher(app, broker), "group", "PUBLISHER=group")
     obstacle = _obstacle(app, settings)
@@ -43,7 +38,7 @@ def choose(app: Celery, settings: Settings, broker: BrokerState) -> Choice:
 
 
 def _obstacle(app: Celery, settings: Settings) -> str | None:
-    """Why a message's text cannot simply be copied with other ids; None where it can."""
+    """Why a message's text cannot be copied with other ids; None if it can."""
     conf, options = app.conf, app.conf.broker_transport_options
     checks = {
         "the broker is not Redis": not settings.broker_is_redis,
@@ -54,7 +49,7 @@ def _obstacle(app: Celery, settings: Settings) -> str | None:
         "messages have priorities": conf.task_default_priority is not None
         or conf.task_queue_max_priority is not None,
         "task_send_sent_event is on": bool(conf.task_send_sent_event),
-        # Tracing libraries hang here; each message would need its own call.
+        # Tracing libraries connect here, and would need one call per message.
         "a handler of before_task_publish or after_task_publish is connected": bool(
             before_task_publish.receivers or after_task_publish.receivers
         ),

@@ -1,8 +1,8 @@
-"""Publishes a batch as a Celery group, on any broker that Celery knows; at least once.
+"""Publishes a batch as a Celery group, on any broker that Celery knows; each message at least once.
 
-On Redis kombu's `Producer.batch()` sends the group through one pipeline; elsewhere it sends message
-by message. Neither is all or nothing: a connection that is cut midway leaves a part of the batch in
-the queue, and the next try sends it again. The worker's claim makes the second message a no-op.
+On Redis, kombu's `Producer.batch()` sends the group through one pipeline; on other brokers it sends message
+by message. Neither is all or nothing: if the connection breaks midway, a part of the batch is in the queue,
+and the next attempt sends it again. The worker's claim then makes the second message a no-op.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from kombu import Producer
 from kombu.exceptions import KombuError, OperationalError
 from redis.exceptions import RedisError
 
-from worker_scheduler.publisher import SYNC_USER, GroupMessage, JobMessage
+from worker_scheduler.publisher import SYNC_USER, GroupMessage, SharedFields
 from worker_scheduler.publisher.broker import BrokerState, unavailable
 
-# Commands per round trip: large enough that the trip is free, small enough that kombu's buffer is.
+# Commands per round trip: enough that round trips hardly count, few enough that kombu's buffer stays small.
 _PIPELINE_SIZE = 1000
 
 
 class GroupPublisher:
-    """Celery's own way to publish; it honours every setting of the app."""
+    """Celery's own way to publish, which follows every setting of the app."""
 
     repeatable = False
 
@@ -32,12 +32,12 @@ class GroupPublisher:
         self._broker = broker
 
     def publish(self, groups: Sequence[GroupMessage]) -> list[UUID | None]:
-        """Publishes each group. Raises StoreUnavailable where the broker did not take all of it."""
+        """Publishes each group. Raises StoreUnavailable if the broker did not take all of it."""
         return [self._publish(group_message) for group_message in groups]
 
     def _publish(self, group_message: GroupMessage) -> UUID | None:
-        # Asked before: data that are lost in between make the epoch look old, and the batch is sent
-        # again; asked after, they would make a lost batch look sent.
+        # Asked before publishing: if the data are lost in between, the batch has an old epoch and is sent
+        # again. Asked after it, the batch would have the new epoch and count as sent, though it is lost.
         epoch = self._broker.epoch()
         try:
             with (
@@ -51,26 +51,26 @@ class GroupPublisher:
 
 
 def apply_group(app: Celery, group_message: GroupMessage, producer: Producer) -> None:
-    """Has Celery publish the group through this producer."""
+    """Publishes the group with Celery, through this producer."""
     signatures = [
-        _signature(app, group_message.message, job_id, user_id) for job_id, user_id in group_message.jobs
+        _signature(app, group_message.shared, job_id, user_id) for job_id, user_id in group_message.job_ids
     ]
     group(signatures, app=app).apply_async(
         task_id=str(group_message.group_id),
         producer=producer,
-        # Inside a task the parent would otherwise keep every result in memory.
+        # Otherwise, inside a task, the parent keeps every result in memory.
         add_to_parent=False,
-        # Celery's own retry sends a message twice without saying so.
+        # Celery's own retry would send messages twice without a sign of it.
         retry=False,
     )
 
 
-def _signature(app: Celery, message: JobMessage, job_id: str, user_id: str) -> object:
-    days = message.backfill_days
+def _signature(app: Celery, shared: SharedFields, job_id: str, user_id: str) -> object:
+    days = shared.backfill_days
     return app.signature(
         SYNC_USER,
-        args=(user_id, message.partition_key, message.triggered_by),
+        args=(user_id, shared.partition_key, shared.triggered_by),
         kwargs={} if days is None else {"backfill_days": days},
-        options={"task_id": job_id, "queue": message.queue},
+        options={"task_id": job_id, "queue": shared.queue},
         app=app,
     )

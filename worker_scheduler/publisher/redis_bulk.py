@@ -1,12 +1,13 @@
-"""Publishes batches into a queue of Redis, each by one atomic script: all of it or none, at most once.
+"""Publishes batches to Redis, each by one atomic script: the whole batch or nothing, at most once.
 
-The script puts the ids of a batch into copies of one message's text, which `template.py` renders. Only
-for plain list queues: `choice.py` knows where this fits.
+The script puts the ids of a batch into copies of one message's text, which `template.py` renders. It works
+for plain list queues only: `choice.py` decides whether it fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
@@ -19,20 +20,26 @@ from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from worker_scheduler.publisher import GroupMessage, JobMessage
+from worker_scheduler.errors import StoreUnavailable
+from worker_scheduler.publisher import GroupMessage, SharedFields
 from worker_scheduler.publisher.broker import EPOCH_KEY, redis_client, unavailable
 from worker_scheduler.publisher.template import MessageTemplate, render
+from worker_scheduler.publisher.unreadable import LUA_EPOCH_PATTERN, read_epoch, wrong_type
 
 _MARKER_SECONDS = 8 * 24 * 3600
-"""How long a batch that was pushed is remembered; longer than any dispatcher tries again."""
+"""How long a batch that was pushed is remembered: longer than any dispatcher repeats it."""
 
 # KEYS: queue, marker, epoch. ARGV: the marker's seconds, a fresh epoch, the group's id, the delivery
 # tags' beginning, the ids (see job_ids.py), and then the template's texts.
-# One script is one step for everybody else, and a Redis that is full refuses it at its first write:
-# so the marker never stands without the messages, nor they without it. LPUSH takes its values through
-# Lua's stack, which holds 8,000.
+# No other command runs while a script does, and a Redis whose memory is full refuses a script at its first
+# write. So either both the marker and the messages are there, or neither. LPUSH takes its values from Lua's
+# stack, which holds 8,000; so a thousand go at once.
+# Before the first write come the checks whose failure would leave a marker without messages: LLEN raises an
+# error if the queue's key is not a list, and of an epoch that is not one the caller makes an error.
 _PUSH = """
 local epoch = redis.call('SET', KEYS[3], ARGV[2], 'NX', 'GET') or ARGV[2]
+redis.call('LLEN', KEYS[1])
+if not string.find(epoch, '^{epoch}$') then return epoch end
 if redis.call('SET', KEYS[2], epoch, 'NX', 'EX', ARGV[1]) then
     local sub, format, group, tag, ids = string.sub, string.format, ARGV[3], ARGV[4], ARGV[5]
     local {texts} = unpack(ARGV, 6)
@@ -57,12 +64,12 @@ _VALUE = {
     "index": "index",
     "tag": "tag .. format('%08x', index)",
 }
-"""What fills a gap of that name, in Lua."""
+"""The Lua expression that fills a gap of that name."""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One script, as Redis is to run it."""
+    """One run of the script in Redis."""
 
     script: str
     keys: list[str]
@@ -75,7 +82,7 @@ class _Call:
 
 
 class RedisBulkPublisher:
-    """One round trip, however many batches, to a server that knows the script."""
+    """Publishes any number of batches in one round trip, if the server knows the script."""
 
     repeatable = True
 
@@ -83,13 +90,14 @@ class RedisBulkPublisher:
         self._app = app
         self._url = url
         self._prefix = key_prefix
+        self._epoch_key = f"{key_prefix}{EPOCH_KEY}"
         self._client: Redis = redis_client(url)
-        self._templates: dict[JobMessage, MessageTemplate] = {}
+        self._templates: dict[SharedFields, MessageTemplate] = {}
 
     def publish(self, groups: Sequence[GroupMessage]) -> list[UUID | None]:
-        """Pushes each batch, or finds that it was pushed before. Raises StoreUnavailable.
+        """Pushes each batch, unless its marker says that it was pushed before. Raises StoreUnavailable.
 
-        Trying again is safe: the markers tell what of the first try came through.
+        So an attempt can be repeated: batches that the first attempt has pushed are left out.
         """
         calls = [self._call(group_message) for group_message in groups]
         try:
@@ -100,15 +108,24 @@ class RedisBulkPublisher:
                 reraise=True,
             ):
                 with attempt:
-                    epochs = self._run(calls)
+                    epochs = self._run_scripts(calls)
         except (RedisError, OSError) as error:
-            raise unavailable(self._url, error) from error
-        return [UUID(str(epoch)) for epoch in epochs]
+            raise self._refusal(calls, error) from error
+        return [read_epoch(self._url, self._epoch_key, epoch) for epoch in epochs]
 
-    def _run(self, calls: list[_Call]) -> list[object]:
+    def _refusal(self, calls: list[_Call], error: RedisError | OSError) -> StoreUnavailable:
+        """The error that says why Redis did not take the batches; it names a key of another type."""
+        named = None
+        if "WRONGTYPE" in str(error):
+            queues = {call.keys[0]: "list" for call in calls}
+            with suppress(RedisError, OSError):
+                named = wrong_type(self._client, self._url, {**queues, self._epoch_key: "string"})
+        return named or unavailable(self._url, error)
+
+    def _run_scripts(self, calls: list[_Call]) -> list[object]:
         try:
             return self._execute(calls)
-        except NoScriptError:  # the server has never seen it, or has restarted since
+        except NoScriptError:  # the server has never seen it, or has restarted
             for script in {call.script for call in calls}:
                 self._client.script_load(script)
             return self._execute(calls)
@@ -121,36 +138,45 @@ class RedisBulkPublisher:
             return epochs
 
     def _call(self, group_message: GroupMessage) -> _Call:
-        template = self._template(group_message.message)
+        template = self._template(group_message.shared)
         keys = [
             f"{self._prefix}{template.queue_key}",
             f"{self._prefix}worker_scheduler:batch:{group_message.marker}",
-            f"{self._prefix}{EPOCH_KEY}",
+            self._epoch_key,
         ]
-        # Unique like a random UUID, and cheaper: one random start a batch, and the index.
+        # As unique as a random UUID, and cheaper: one random start per batch, then the index.
         tag = str(uuid4())[:28]
         return _Call(
             script=_push_script(template.gaps),
             keys=keys,
             arguments=[
-                *(_MARKER_SECONDS, str(uuid4()), str(group_message.group_id), tag, group_message.jobs.text),
+                *(
+                    _MARKER_SECONDS,
+                    str(uuid4()),
+                    str(group_message.group_id),
+                    tag,
+                    group_message.job_ids.text,
+                ),
                 *template.texts,
             ],
         )
 
-    def _template(self, message: JobMessage) -> MessageTemplate:
-        """A template serves every batch of its run: only ids differ, unless the messages have a time."""
-        template = self._templates.get(message) or render(self._app, message)
+    def _template(self, shared: SharedFields) -> MessageTemplate:
+        """The template of a run's messages; kept for later batches, unless it contains the time."""
+        template = self._templates.get(shared) or render(self._app, shared)
         if template.timeless:
-            self._templates[message] = template
+            self._templates[shared] = template
         return template
 
 
 @cache
 def _push_script(gaps: tuple[str, ...]) -> str:
-    """For the order of these gaps: one expression, which Lua fills in two thirds of the time that a loop
-    over the gaps takes (1.3 and 2.0 µs a message, Valkey 9). One script a version of Celery, not a run.
+    """The script for gaps in this order. It fills them in one expression, which takes Lua two thirds of the
+    time of a loop over the gaps (1.3 and 2.0 µs per message, Valkey 9). The order depends on the version of
+    Celery, not on the run.
     """
     first, *others = texts = [f"text{number}" for number in range(len(gaps) + 1)]
     filled = [f"{_VALUE[gap]} .. {text}" for gap, text in zip(gaps, others, strict=True)]
-    return _PUSH.format(texts=", ".join(texts), message=" .. ".join([first, *filled]))
+    return _PUSH.format(
+        epoch=LUA_EPOCH_PATTERN, texts=", ".join(texts), message=" .. ".join([first, *filled])
+    )

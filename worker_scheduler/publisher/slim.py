@@ -1,9 +1,9 @@
-"""Makes the messages of `sync_user` small: leaves out what a stock worker assumes by itself.
+"""Makes the messages of `sync_user` small: leaves out the values that every Celery worker assumes.
 
-Each job is its own root, whoever publishes it: the command, a tick on a worker, or reconcile.
-Only values that say nothing go: a header, or an entry of the body's third part, that has its default.
-What a deployment sets (a time limit, an expiry, a link) stays. Other tasks are left as Celery makes
-them. What remains is what Celery's protocol 2 does not call optional:
+A header, or an entry of the third part of the body, is left out if it has its default value. What a
+deployment sets (a time limit, an expiry, a link) stays. Each job is its own root, no matter whether the
+command, a task or reconcile publishes it. Messages of other tasks stay as Celery makes them. What remains
+is what Celery's protocol 2 does not call optional:
 https://docs.celeryq.dev/en/stable/internals/protocol.html
 """
 
@@ -26,17 +26,17 @@ _DEFAULTS: dict[str, Any] = {
     "stamped_headers": None,
     "stamps": {},
 }
-"""By which `celery.worker.request.Request` and `celery.app.task.Context` replace a missing header."""
+"""What `celery.worker.request.Request` and `celery.app.task.Context` use for a missing header."""
 
 _FOR_READERS = {"argsrepr", "kwargsrepr", "origin"}
-"""Texts about the body and the sender, which monitors show and no worker reads."""
+"""Texts about the body and the sender: monitors show them, no worker reads them."""
 
 
 class SlimMessages(AMQP):  # type: ignore[misc] # Celery has no types
-    """Celery's own making of messages, and then a look at what can go."""
+    """Makes messages as Celery does, then leaves out what is not needed."""
 
     def as_task_v2(self, task_id: str, name: str, *args: Any, **options: Any) -> task_message:
-        """As Celery's; see the module."""
+        """The message of a task; a small one if the task is `sync_user`."""
         message = super().as_task_v2(task_id, name, *args, **options)
         if name != SYNC_USER:
             return message
@@ -46,7 +46,7 @@ class SlimMessages(AMQP):  # type: ignore[misc] # Celery has no types
             for key, value in {**message.headers, "root_id": task_id, "parent_id": None}.items()
             if key not in _FOR_READERS and not (key in defaults and value in (None, defaults[key]))
         }
-        # No result is sent anywhere, so nobody waits at `reply_to`.
+        # No result is sent, so nothing reads from `reply_to`.
         properties = {key: value for key, value in message.properties.items() if key != "reply_to"}
         positional, named, embedded = message.body
         body = (positional, named, {key: value for key, value in embedded.items() if value is not None})

@@ -1,7 +1,8 @@
-"""Renders one message of a batch, as Celery and kombu would send it, and cuts gaps for what differs.
+"""Renders one message of a batch as Celery and kombu would send it, with gaps for the values that differ.
 
-So every setting of theirs is honoured; what a copy with other ids could not do is an obstacle. It
-publishes nothing. https://docs.celeryq.dev/en/stable/internals/protocol.html has the message's form.
+So the message follows every setting of Celery and kombu. A setting that a copy with other ids cannot follow
+is an obstacle. Nothing is published here. The form of a message:
+https://docs.celeryq.dev/en/stable/internals/protocol.html
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from kombu.utils.json import dumps
 
 from worker_scheduler.errors import ConfigurationError
 from worker_scheduler.job_ids import JobIds
-from worker_scheduler.publisher import GroupMessage, JobMessage
+from worker_scheduler.publisher import GroupMessage, SharedFields
 from worker_scheduler.publisher.group import apply_group
 
 _Captured = list[tuple[str, dict[str, Any]]]
-"""Queues, and the messages that kombu would push into them."""
+"""Pairs of a queue and a message that kombu would push into it."""
 
 _NOBODY = str(UUID(int=0))
 _INDEX = "<<index>>"
-"""Nothing that an operator may give can look like it: keys and triggers have no such characters."""
+"""No field of a message can look like it: keys, ids and `triggered_by` have no such characters."""
 
 
 @dataclass(frozen=True)
 class MessageTemplate:
-    """A message's text with gaps between `texts`: one gap less than texts, each by its name.
+    """A message's text with gaps: `gaps` names the gap after each of the `texts` but the last.
 
-    timeless: nothing in it depends on when it was rendered.
+    timeless: whether nothing in it depends on the time at which it was rendered.
     """
 
     queue_key: str
@@ -43,24 +44,25 @@ class MessageTemplate:
 
 
 def obstacle(app: Celery) -> str | None:
-    """What Celery is set to do with messages of our task that a copy with other ids could not do; None
-    where there is nothing. It connects to nothing.
+    """The setting of Celery that a copy with other ids could not follow; None if there is none.
+
+    It opens no connection.
     """
-    # Of a task that is only a name to the app, the app knows no options.
+    # Until the module of a task is imported, the app does not know the options of the task.
     app.loader.import_default_modules()
     if not all(isinstance(route, MapRoute) for route in app.amqp.router.routes):
-        return "task_routes has a function, which may route each message otherwise"
-    probe = GroupMessage(uuid4(), "", JobMessage("daily", "", "", None), JobIds.of([(_NOBODY, _NOBODY)]))
+        return "task_routes has a function, which may send each message to another queue"
+    probe = GroupMessage(uuid4(), "", SharedFields("daily", "", "", None), JobIds.of([(_NOBODY, _NOBODY)]))
     return _misfit(_captured(app, probe))
 
 
-def render(app: Celery, message: JobMessage) -> MessageTemplate:
-    """Lets Celery and kombu publish such a message into our hands, and cuts the gaps.
+def render(app: Celery, shared: SharedFields) -> MessageTemplate:
+    """Renders a message with these fields, and cuts the gaps.
 
-    It connects to nothing. Raises ConfigurationError where the message must not be copied.
+    It opens no connection. Raises ConfigurationError if the message must not be copied.
     """
     job_id, user_id, group_id = str(uuid4()), str(uuid4()), uuid4()
-    captured = _captured(app, GroupMessage(group_id, "", message, JobIds.of([(job_id, user_id)])))
+    captured = _captured(app, GroupMessage(group_id, "", shared, JobIds.of([(job_id, user_id)])))
     if reason := _misfit(captured):
         raise ConfigurationError([f"redis-bulk cannot publish: {reason}; set PUBLISHER=group"])
     ((queue_key, rendered),) = captured
@@ -79,8 +81,10 @@ def render(app: Celery, message: JobMessage) -> MessageTemplate:
 
 
 def _captured(app: Celery, group_message: GroupMessage) -> _Captured:
-    """Taken at `_put`, the last step of a virtual transport, and the first that differs between Redis and
-    memory.
+    """The messages that Celery and kombu would publish.
+
+    They are caught at `_put`, the last step of a virtual transport, and the first one in which Redis and
+    memory differ.
     """
     taken: _Captured = []
     with Connection("memory://", transport_options=app.conf.broker_transport_options) as connection:
@@ -91,7 +95,7 @@ def _captured(app: Celery, group_message: GroupMessage) -> _Captured:
 
 
 def _misfit(captured: _Captured) -> str | None:
-    """Why this message's text must not be copied with other ids; None where it may."""
+    """Why this message's text must not be copied with other ids; None if it may."""
     if len(captured) != 1:
         return f"a message goes to {len(captured)} queues"
     ((_, message),) = captured

@@ -1,1 +1,4 @@
-"""Alembic's migrations of the ledger; `ledger/schema.py` runs them."""
+"""Alembic's migrations of the ledger; `ledger/schema.py` runs them.
+
+They are frozen: no module here imports the tables, states or SQL of the present code.
+"""

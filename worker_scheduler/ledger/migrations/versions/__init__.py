@@ -1,1 +1,1 @@
-"""One module a version, in the order of their numbers."""
+"""One module per schema version, in the order of their numbers. A released one never changes."""

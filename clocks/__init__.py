@@ -1,0 +1,1 @@
+"""Hosts whose clock is wrong, played by libfaketime with real processes: `make test-clocks`."""

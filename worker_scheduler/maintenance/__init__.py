@@ -1,0 +1,1 @@
+"""Keeps the ledger right and small: reconcile and prune."""

@@ -1,0 +1,88 @@
+"""Checks the handler in a process of its own, before a worker starts.
+
+The main process of a prefork worker does not import the handler's module: the pool is forked from it, and
+would share what the module has opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from tempfile import TemporaryFile
+
+from worker_scheduler import logs
+from worker_scheduler.errors import ConfigurationError
+from worker_scheduler.worker.handler import load_handler, require_name
+
+log = logs.get_logger(__name__)
+
+_LONGEST_IMPORT_SECONDS = 120.0
+
+# With the path of this process, since the command `celery` puts folders on it.
+_COMMAND = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+    " from worker_scheduler.worker.handler_check import report; report(sys.argv[2])"
+)
+
+
+def check_handler(name: str | None) -> None:
+    """Tries the handler named `package.module:function`, without importing it into this process.
+
+    Raises ConfigurationError if there is no name, or if the handler cannot be imported or cannot do jobs.
+    """
+    name = require_name(name)
+    with TemporaryFile() as answer:  # a pipe could be held open by a process that the module starts
+        status = _exit_status(name, answer.fileno())
+        answer.seek(0)
+        first, *_ = answer.read().splitlines() or [b""]
+    if status is None:
+        waited = f"{_LONGEST_IMPORT_SECONDS:g} s"
+        raise ConfigurationError([f"SYNC_HANDLER='{name}': its module was not imported within {waited}"])
+    if not first:
+        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+        raise ConfigurationError(
+            [f"SYNC_HANDLER='{name}': its module ends the process that imports it ({how})"]
+        )
+    faults: list[str] = json.loads(first)
+    if faults:
+        raise ConfigurationError(faults)
+
+
+def warn_if_imported(name: str | None) -> None:
+    """Warns if this process, from which a pool will be forked, has imported the handler's module."""
+    module = require_name(name).partition(":")[0]
+    if module in sys.modules:
+        log.warning("handler imported before the fork", module=module)
+
+
+def _exit_status(name: str, answer: int) -> int | None:
+    """Runs `report` in a process whose stdout is `answer`; None if it did not end in time."""
+    # -P: a module of the current folder must not stand in for one of Python's before the path is set.
+    path = json.dumps([str(folder) for folder in sys.path])
+    command = [sys.executable, "-P", "-c", _COMMAND, path, name]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answer)
+    try:
+        return process.wait(_LONGEST_IMPORT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:  # also if the worker is stopped now
+        process.kill()
+        process.wait()
+
+
+def report(name: str) -> None:
+    """Writes the handler's faults to stdout, as JSON, and ends the process whatever the module has left."""
+    answer = os.dup(1)
+    os.dup2(2, 1)  # what the module prints goes where the worker's lines go
+    faults: tuple[str, ...] = ()
+    try:
+        load_handler(name)
+    except ConfigurationError as error:
+        faults = error.faults
+    os.write(answer, json.dumps(faults).encode() + b"\n")
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(0)  # a thread or a function at exit could take for ever

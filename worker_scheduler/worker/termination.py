@@ -1,0 +1,17 @@
+"""Tells whether a SystemExit comes from the pool, which stops its process, or from a handler's
+sys.exit().
+"""
+
+from __future__ import annotations
+
+import signal
+
+_TERMINATED = {-(256 - signal.SIGTERM), -(256 - signal.SIGQUIT)}
+"""The SystemExit codes with which billiard stops a process of its pool: by SIGTERM, or by SIGQUIT if
+REMAP_SIGTERM=SIGQUIT makes SIGQUIT the signal to stop.
+"""
+
+
+def is_termination(error: BaseException) -> bool:
+    """Whether the pool is stopping this process, as opposed to a handler that called sys.exit()."""
+    return isinstance(error, SystemExit) and error.code in _TERMINATED
