@@ -19,9 +19,10 @@ WORKER_REPAIR_SECONDS = 2.0 + 10.0 + USERS_PER_FAULT * HANDLER_SECONDS + REPAIR_
 which the job's lease of 3 s expires; then all jobs, because a lost message is found only when the queue is
 empty; then reconcile.
 """
-BEAT_REPAIR_SECONDS = 120.0 + 30.0 + REPAIR_SECONDS + 2 * USERS_PER_FAULT * HANDLER_SECONDS
+_PASS_SECONDS = 1.0
+BEAT_REPAIR_SECONDS = 120.0 + 30.0 + REPAIR_SECONDS + USERS_PER_FAULT * (HANDLER_SECONDS + _PASS_SECONDS)
 """The dead Beat's lock of 120 s, for which the next Beat asks every 30 s; then what that Beat triggers, and
-all jobs, between which the same worker runs the passes of reconcile.
+all jobs, between any two of which the same worker may run a pass of reconcile.
 """
 _LOCK = "Acquired lock"
 

@@ -23,16 +23,19 @@ pytestmark = pytest.mark.slow
 # The settings of celeryconfig.py, shortened to one second for every 30 or 40 seconds.
 SHORTENED = ("beat.max_loop_interval=1", "redbeat.lock_timeout=(int)3")
 RECONCILE, DAILY_TICK = "scheduler.reconcile", "scheduler.daily_tick"
+FAR_CRON = f"0 {(datetime.now(UTC).hour + 12) % 24} * * *"
+"""A cron that does not fire while these tests run, at whatever hour that is."""
 
 
 @pytest.fixture
 def beat_environment(environment: dict[str, str]) -> dict[str, str]:
-    return environment | {"RECONCILE_INTERVAL_SECONDS": "1"}
+    return environment | {"RECONCILE_INTERVAL_SECONDS": "1", "DAILY_TICK_CRON": FAR_CRON}
 
 
 @pytest.fixture
-def overdue_daily_tick(deployed: None) -> None:
+def overdue_daily_tick(deployed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the daily tick due once, as after two days without a Beat."""
+    monkeypatch.setenv("DAILY_TICK_CRON", FAR_CRON)
     from redbeat import RedBeatSchedulerEntry
 
     from worker_scheduler.celery_app import DAILY_TICK_ENTRY, app

@@ -132,7 +132,7 @@ def test_no_day_is_missed_before_it_is_due_by_the_clock_of_the_ledger(
     now = datetime.now(UTC)
     monkeypatch.setenv("DAILY_CATCH_UP", "all")
     monkeypatch.setenv("DAILY_TICK_CRON", f"{now.minute} {(now - HOUR).hour} * * *")
-    ledger.execute("UPDATE sync_origin SET since = since - interval '2 hours'")
+    ledger.execute("UPDATE sync_origin SET since = now() - interval '2 hours'")
     with (
         freeze_time(now + ahead, tick=True, ignore=["celery", "kombu", "redis"]),
         wiring.tick_context("test", lambda _: None) as context,

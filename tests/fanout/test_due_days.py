@@ -191,9 +191,12 @@ def test_slots_before_the_first_deployment_are_not_due(
 
 
 def test_the_first_migration_counts_as_the_first_deployment(
-    scheduler: Callable[..., Outcome], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    scheduler: Callable[..., Outcome], empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the real clock, and a slot two to three hours ago."""
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    assert scheduler("migrate").status == 0
+    ledger = Ledger(empty_database_url)
     make_users(ledger.url, 1)
     hour = (datetime.now(UTC) - 2 * HOUR).hour
     monkeypatch.setenv("DAILY_TICK_CRON", f"0 {hour} * * *")

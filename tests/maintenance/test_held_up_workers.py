@@ -39,8 +39,7 @@ RUNNING = "SELECT count(*) = %s FROM sync_jobs WHERE status = 'RUNNING'"
 
 
 @pytest.fixture
-def context(deployed: None, ledger: Ledger) -> Iterator[TickContext]:
-    ledger.execute("UPDATE sync_origin SET since = now()")
+def context(deployed: None) -> Iterator[TickContext]:
     with context_at(utc_now, lease_seconds=LEASE.seconds, message_grace_seconds=3600.0) as context:
         yield replace(context, pause=time.sleep)
 

