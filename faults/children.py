@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,9 @@ from faults import programs
 from faults.handler import PROCESS
 
 _context = multiprocessing.get_context("forkserver")
+# To start a process, multiprocessing asks all others for their exit status, which can be read only once: if
+# another thread asks at the same time, it gets 255.
+_asking = threading.Lock()
 _numbers = count(1)
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception): .*$", re.MULTILINE)
 
@@ -39,15 +44,18 @@ class Child:
         self._process = _context.Process(
             target=programs.run, args=(arguments, {**environment, PROCESS: self.name}, log)
         )
-        self._process.start()
+        with _asking:
+            self._process.start()
 
     @property
     def running(self) -> bool:
-        return self._process.is_alive()
+        with _asking:
+            return self._process.is_alive()
 
     @property
     def exit_status(self) -> int | None:
-        return self._process.exitcode
+        with _asking:
+            return self._process.exitcode
 
     @property
     def was_killed(self) -> bool:
@@ -86,7 +94,7 @@ class Child:
 
     def wait(self, deadline_seconds: float) -> bool:
         """Waits for at most `deadline_seconds`; returns whether it has ended."""
-        self._process.join(deadline_seconds)
+        wait([self._process.sentinel], deadline_seconds)  # reads nothing, unlike join()
         return not self.running
 
 
