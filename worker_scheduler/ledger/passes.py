@@ -15,7 +15,8 @@ _BEGIN = text(
     INSERT INTO sync_passes AS p (name, begun_at) VALUES (:name, :now)
     ON CONFLICT (name) DO UPDATE SET begun_at = excluded.begun_at, ended_at = NULL
     WHERE (p.begun_at <= :begun_until OR p.begun_at > :ahead_until)
-        AND (p.ended_at IS NULL OR p.ended_at <= :ended_until OR p.ended_at > :ahead_until)
+        AND (p.ended_at IS NULL OR p.ended_at > :ahead_until
+            OR p.ended_at + least(p.ended_at - p.begun_at, CAST(:longest_rest AS interval)) <= :now)
     """
 )
 
@@ -23,14 +24,17 @@ _END = text("UPDATE sync_passes SET ended_at = :now WHERE name = :name AND begun
 
 
 def begin(
-    connection: Connection, name: str, now: datetime, *, after_begin: timedelta, after_end: timedelta
+    connection: Connection, name: str, now: datetime, *, after_begin: timedelta, longest_rest: timedelta
 ) -> bool:
-    """Notes that a pass begins; False if the last one began or ended too short a time ago for that."""
+    """Notes that a pass begins; False if the last one began or ended too short a time ago for that.
+
+    After its end a pass rests for as long as it took, `longest_rest` at most.
+    """
     parameters = {
         "name": name,
         "now": now,
         "begun_until": now - after_begin,
-        "ended_until": now - after_end,
+        "longest_rest": longest_rest,
         "ahead_until": now + after_begin,
     }
     return connection.execute(_BEGIN, parameters).rowcount == 1

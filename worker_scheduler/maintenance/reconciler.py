@@ -70,8 +70,10 @@ _SHARE_AFTER_BEGIN = 0.5
 """Of an interval, from one pass to the next. Beat's messages come one interval apart, but some wait in the
 queue; with more, a message after one that waited would be dropped, and a fault be found later.
 """
-_SHARE_AFTER_END = 0.1
-"""Of an interval, from the end of a pass: time to drop old messages if a pass takes half an interval."""
+_LONGEST_REST = 0.5
+"""Of an interval, from the end of a pass; a shorter pass is followed by as short a rest. Meanwhile messages
+that waited are dropped, and a worker of all queues, which serves `scheduler` first, runs jobs.
+"""
 
 
 @dataclass
@@ -106,7 +108,7 @@ def reconcile_if_due(context: TickContext) -> Reconciliation | None:
             _PASS,
             begun_at,
             after_begin=interval * _SHARE_AFTER_BEGIN,
-            after_end=interval * _SHARE_AFTER_END,
+            longest_rest=interval * _LONGEST_REST,
         ):
             log.debug("no pass, the last one was a moment ago")
             return None
