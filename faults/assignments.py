@@ -16,6 +16,7 @@ from faults import (
     lock_faults,
     older_data,
     process_faults,
+    programs,
     step_faults,
     store_faults,
     view_faults,
@@ -113,6 +114,7 @@ class Assigner:
             extra={
                 handler.SECONDS: str(lock_faults.HANDLER_SECONDS),
                 "LEASE_SECONDS": str(lock_faults.LEASE_SECONDS),
+                programs.PAUSE: "0.1",  # so that a pass often looks before the first heartbeat
             },
         )
 

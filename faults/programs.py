@@ -41,6 +41,8 @@ for _module in (
 ):
     importlib.import_module(_module)
 
+PAUSE = "FAULTS_PAUSE"
+"""The variable with the seconds between two passes of a reconciler, if they are not its interval."""
 _PEAKS = "peaks"
 """The file in which each child writes its peak memory."""
 
@@ -96,10 +98,11 @@ def _celery() -> None:
 
 
 def _reconcile_forever() -> None:
-    """Runs `scheduler reconcile` at its interval, as a timer would."""
+    """Runs `scheduler reconcile` at its interval, as a timer would, or after PAUSE."""
+    pause_seconds = float(os.environ.get(PAUSE) or os.environ["RECONCILE_INTERVAL_SECONDS"])
     while True:
         worker_scheduler.cli.run(["reconcile"])
-        time.sleep(float(os.environ["RECONCILE_INTERVAL_SECONDS"]))
+        time.sleep(pause_seconds)
 
 
 _PROGRAMS: dict[str, Callable[[], None]] = {
