@@ -186,6 +186,9 @@ class Settings(BaseSettings):
     sync_max_attempts: values.Attempts = Field(
         3, description="attempts at a job before it counts as FAILED"
     )
+    job_timeout_seconds: values.TimeLimit = Field(
+        3600, description="seconds after which a job that still runs is ended; 0: none"
+    )
     sync_handler: Annotated[
         str | None, _matching(_HANDLER, "handler"), Allowed("package.module:function")
     ] = Field(None, description="workers only: the function that does a job")
