@@ -40,7 +40,7 @@ from worker_scheduler.publisher import SYNC_USER
 from worker_scheduler.publisher.dispatch_message import DISPATCH
 from worker_scheduler.redaction import escape_control_characters, show
 from worker_scheduler.repeated_task import while_unavailable
-from worker_scheduler.worker.claims import Ending
+from worker_scheduler.worker.endings import Ending
 from worker_scheduler.worker.handler import Handler, imported_at_first_job
 
 log = logs.get_logger(__name__)

@@ -29,6 +29,7 @@ from worker_scheduler.publisher.dispatch_message import DispatchSender
 from worker_scheduler.publisher.redis_broker import RedisBroker
 from worker_scheduler.worker.claims import Worker
 from worker_scheduler.worker.pool_heartbeat import PoolHeartbeat
+from worker_scheduler.worker.retry_on import loaded_at_first_error
 
 
 @contextmanager
@@ -149,5 +150,6 @@ def _worker_of(_process_id: int) -> Worker:
         clock=ledger_clock(heartbeat_database, settings.lease),
         lease=settings.lease,
         max_attempts=settings.sync_max_attempts,
+        retry_on=loaded_at_first_error(settings.sync_retry_on),
         heartbeat_database=heartbeat_database,
     )

@@ -33,8 +33,9 @@ def _refuse_jobs_without_handler(instance: Any, **_: Any) -> None:
     if not _JOB_QUEUES & set(instance.app.amqp.queues.consume_from):
         return
     try:
-        handler = load().sync_handler
-        check_handler(handler)
+        settings = load()
+        handler = settings.sync_handler
+        check_handler(handler, settings.sync_retry_on)
         if instance.pool_cls.__module__ == "celery.concurrency.prefork":
             warn_if_imported(handler)
     except ConfigurationError as error:

@@ -15,8 +15,8 @@ from uuid import UUID
 from worker_scheduler.clock import Clock, refresh
 from worker_scheduler.leases import Lease
 from worker_scheduler.ledger import jobs
+from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.database import Database
-from worker_scheduler.ledger.jobs import ClaimedJob
 from worker_scheduler.worker.renewal import renew_together
 
 
