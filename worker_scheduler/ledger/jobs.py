@@ -74,6 +74,14 @@ _HAND_BACK = by_job(
     """
 )
 
+# Without its lease: a pass that is publishing the job would otherwise note it as published.
+_POSTPONE = text(
+    """
+    UPDATE sync_jobs SET not_before = :not_before, leased_until = NULL
+    WHERE job_id = :job_id AND status || '' = 'PENDING'
+    """
+)
+
 _ATTEMPTS = """
     SELECT job_id, attempt
     FROM unnest(CAST(:job_ids AS uuid[]), CAST(:attempts AS smallint[])) AS given(job_id, attempt)
@@ -170,6 +178,12 @@ def hand_back(
     """
     parameters = {**parameters_of(job), "attempts_allowed": attempts_allowed, "now": now}
     return connection.execute(_HAND_BACK.for_attempt(connection, job), parameters).rowcount == 1
+
+
+def postpone(connection: Connection, job_id: UUID, not_before: datetime) -> bool:
+    """Leaves a PENDING job PENDING, to be published again at `not_before`; False if it is not PENDING."""
+    parameters = {"job_id": job_id, "not_before": not_before}
+    return connection.execute(_POSTPONE, parameters).rowcount == 1
 
 
 def in_groups(jobs: Iterable[ClaimedJob]) -> list[list[ClaimedJob]]:

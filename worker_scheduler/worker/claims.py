@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from uuid import UUID
 
@@ -17,14 +20,33 @@ from worker_scheduler.ledger.database import Database
 from worker_scheduler.probe_ids import is_probe
 from worker_scheduler.worker.endings import Ending, Endings
 from worker_scheduler.worker.naming import name_of, naming
+from worker_scheduler.worker.overdue import RunningAttempt, RunningAttempts
 from worker_scheduler.worker.patience import retry_while_unavailable
+from worker_scheduler.worker.pool_memory import PoolMemory
 from worker_scheduler.worker.renewal import renew_together
 from worker_scheduler.worker.retry_on import RetryOn, never
 from worker_scheduler.worker.returned import require_finished
 from worker_scheduler.worker.termination import is_termination
+from worker_scheduler.worker.time_limit import (
+    GRACE_SECONDS,
+    Alarm,
+    GreenletTimer,
+    Interruption,
+    NoInterruption,
+    call,
+    greenlet_of_a_pool,
+)
 from worker_scheduler.worker.types import RetryLater, SkipJob, SyncJob
 
 log = logs.get_logger(__name__)
+
+_STOP_SECONDS = 1.0
+"""How long a process that is terminated waits to hear that its whole worker is being stopped. A platform
+signals all processes at once, and the main process may be the last to handle it.
+"""
+
+_BESIDE_ITSELF = timedelta(minutes=1)
+"""For how long a job is put off that comes to a process in which an earlier attempt still runs."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +55,8 @@ class Worker:
 
     max_attempts, retry_on: as for Endings. heartbeat_database: connections for the heartbeat
     alone, so that jobs whose end waits for a lock cannot take them all; None: those of `database`.
+    timeout_seconds: how long an attempt may take; None: as long as it needs. memory: what this process
+    shares with the others of its prefork worker; None: it has none.
     """
 
     database: Database
@@ -41,6 +65,8 @@ class Worker:
     max_attempts: int
     retry_on: RetryOn = never
     heartbeat_database: Database | None = None
+    timeout_seconds: float | None = None
+    memory: PoolMemory | None = None
 
     @cached_property
     def endings(self) -> Endings:
@@ -52,6 +78,11 @@ class Worker:
         """Renews the leases of the jobs that run; one thread, started by the first of them."""
         return SharedHeartbeat(self._renew, self.lease.heartbeat_seconds)
 
+    @cached_property
+    def running(self) -> RunningAttempts:
+        """The attempts that this process runs."""
+        return RunningAttempts(self._end_overdue)
+
     @contextmanager
     def claim(self, job_id: UUID) -> Iterator[SyncJob | None]:
         """Does what `worker_scheduler.claim` says, with this worker's database and clock."""
@@ -59,16 +90,16 @@ class Worker:
         if job is None:
             yield None
             return
-        with self._renewing(job):
+        with self._renewing(job, self.timeout_seconds) as attempt:
             try:
                 yield _sync_job(job)
             except (SkipJob, RetryLater) as ending:
-                self.endings.record(job, ending)
+                self._record(attempt, ending)
             except BaseException as error:  # sys.exit() and asyncio's cancellations end the body, too
-                self.endings.record(job, error)
+                self._record(attempt, error)
                 raise
             else:
-                self.endings.record(job, None)
+                self._record(attempt, None)
 
     def run(self, job_id: UUID, handler: Callable[[SyncJob], object]) -> Ending | None:
         """Does a job with a handler. What the handler raises goes into the job's row and the log only.
@@ -81,9 +112,11 @@ class Worker:
         job = self._claim_or_log(job_id)
         if job is None:
             return None
-        with self._renewing(job):
-            raised = self._call(handler, job)
-            ending = self.endings.record(job, raised)
+        interruption, limit_in_ledger = self._limits()
+        with self._renewing(job, limit_in_ledger) as attempt, self._noting(job):
+            raised, timed_out = call(lambda: require_finished(handler(_sync_job(job))), interruption)
+            self._note(job, limit_seconds=None)  # nothing may interrupt what follows
+            ending = self._record(attempt, raised, timed_out)
         if raised is not None and is_termination(raised):
             raise raised
         return ending
@@ -115,7 +148,14 @@ class Worker:
         if is_probe(job_id):
             self.answer_probe(job_id)
             return None
-        job = retry_while_unavailable(lambda: self._try_to_claim(job_id))
+        if job_id in self.running:
+            # Its lease ran out, or its time. Two attempts must not run beside each other here.
+            if retry_while_unavailable(lambda: self._try_to_postpone(job_id)):
+                log.warning("job put off, an earlier attempt still runs here", **self._told(job_id))
+                return None
+            job = None
+        else:
+            job = retry_while_unavailable(lambda: self._try_to_claim(job_id))
         if job is None:
             log.info("message ignored, its job is not waiting", **self._told(job_id))
         return job
@@ -138,17 +178,74 @@ class Worker:
         with self.database.autocommit() as connection:
             return jobs.claim(connection, job_id, now, self.lease.until(now))
 
-    def _call(self, handler: Callable[[SyncJob], object], job: ClaimedJob) -> BaseException | None:
-        """What the handler raised, or None if it returned and has done its work."""
-        try:
-            require_finished(handler(_sync_job(job)))
-        except BaseException as error:  # noqa: BLE001 - sys.exit() and asyncio's cancellations end it, too
-            return error
-        return None
+    def _try_to_postpone(self, job_id: UUID) -> bool:
+        with self.database.autocommit() as connection:
+            return jobs.postpone(connection, job_id, self.clock() + _BESIDE_ITSELF)
 
-    def _renewing(self, job: ClaimedJob) -> AbstractContextManager[None]:
+    def _limits(self) -> tuple[Interruption, float | None]:
+        """What interrupts a handler in this thread, and when the limit ends its job in the ledger."""
+        seconds = self.timeout_seconds
+        if seconds is None:
+            return NoInterruption(), None
+        if self._in_pool and threading.current_thread() is threading.main_thread():
+            return Alarm(seconds), None  # the main process sees to what goes on after it
+        greenlet = greenlet_of_a_pool()
+        if greenlet is not None:
+            return GreenletTimer(greenlet, seconds), seconds + 2 * GRACE_SECONDS
+        return NoInterruption(), seconds
+
+    @property
+    def _in_pool(self) -> bool:
+        return self.memory is not None and self.memory.entered
+
+    @contextmanager
+    def _noting(self, job: ClaimedJob) -> Iterator[None]:
+        """Lets the main process of a prefork worker know which attempt this process holds."""
+        self._note(job, self.timeout_seconds)
+        try:
+            yield
+        finally:
+            if self.memory is not None:
+                self.memory.clear()
+
+    def _note(self, job: ClaimedJob, limit_seconds: float | None) -> None:
+        if self.memory is not None:
+            deadline = 0.0 if limit_seconds is None else time.monotonic() + limit_seconds
+            self.memory.note(job.job_id, job.attempt, deadline)
+
+    def _record(
+        self, attempt: RunningAttempt, raised: BaseException | None, timed_out: bool = False
+    ) -> Ending | None:
+        """Records how an attempt ended. timed_out: whether it was interrupted; then what it made of that
+        counts only if it asks for something else by SkipJob or RetryLater.
+        """
+        if not attempt.take():
+            log.warning("code of a timed-out job has ended", **naming(attempt.job))
+            return attempt.ended_by_limit()
+        if timed_out and self.timeout_seconds and not isinstance(raised, SkipJob | RetryLater):
+            return self.endings.time_out(attempt.job, self.timeout_seconds)
+        if raised is not None and is_termination(raised) and not self._is_being_stopped():
+            return self.endings.lose(attempt.job, "its process was terminated")
+        return self.endings.record(attempt.job, raised)
+
+    def _is_being_stopped(self) -> bool:
+        """Whether the whole worker is being stopped, not only this process. Without its memory, yes."""
+        return self.memory is None or not self._in_pool or self.memory.wait_for_stop(_STOP_SECONDS)
+
+    def _end_overdue(self, job: ClaimedJob) -> Ending | None:
+        ending = self.endings.time_out(job, self.timeout_seconds or 0.0)
+        self.shared_heartbeat.drop(job)
+        log.warning("timed-out job still holds a thread, its code goes on", **naming(job))
+        return ending
+
+    @contextmanager
+    def _renewing(self, job: ClaimedJob, limit_seconds: float | None) -> Iterator[RunningAttempt]:
         """Keeps the lease until the end is recorded: that may take as long as a lock or an outage."""
-        return self.shared_heartbeat.keep(job, name_of(job))
+        with (
+            self.shared_heartbeat.keep(job, name_of(job)),
+            self.running.keep(job, limit_seconds) as attempt,
+        ):
+            yield attempt
 
     def _renew(self, held: Sequence[ClaimedJob]) -> Renewal[ClaimedJob]:
         refresh(self.clock)
