@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
@@ -74,7 +75,7 @@ class Alarm:
     """By SIGALRM, which interrupts Python code, sleeps and I/O of the main thread of this process. C code
     is interrupted when it returns.
 
-    The process' own handler of SIGALRM is there again afterwards; a timer of its own is not.
+    A timer that the process has set before waits until this one is stopped.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -82,18 +83,25 @@ class Alarm:
         self._seconds = seconds
         self._armed = False
         self._earlier: Any = None
+        self._earlier_timer = (0.0, 0.0)
+        self._started = 0.0
 
     def start(self) -> None:
         """Starts the timer."""
         self._earlier = signal.signal(signal.SIGALRM, self._ring)
+        self._started = time.monotonic()
         self._armed = True
-        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+        self._earlier_timer = signal.setitimer(signal.ITIMER_REAL, self._seconds)
 
     def stop(self) -> None:
         """Stops the timer. A signal that has come but was not yet handled raises nothing."""
         self._armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._earlier or signal.SIG_DFL)  # None: set by other than Python
+        left, interval = self._earlier_timer
+        if left:
+            waited = time.monotonic() - self._started
+            signal.setitimer(signal.ITIMER_REAL, max(left - waited, 0.001), interval)
 
     def _ring(self, _number: int, _frame: FrameType | None) -> None:
         if self._armed and not self.raised:
