@@ -67,3 +67,14 @@ def hold_the_gil(job: SyncJob) -> None:
     mutex = ctypes.create_string_buffer(128)
     for _ in range(2):  # a mutex that is locked twice is waited for, for ever
         libc.pthread_mutex_lock(mutex)
+
+
+def sleep_for_ever(job: SyncJob) -> None:
+    """Every attempt sleeps."""
+    _note(job)
+    time.sleep(90)
+
+
+def complete_quickly(job: SyncJob) -> None:
+    """Notes each time that it is called."""
+    _touch(f"quick-{job.github_login}-{job.attempt}-{os.getpid()}-{time.monotonic_ns()}")
