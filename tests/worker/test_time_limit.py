@@ -15,6 +15,7 @@ import pytest
 from tests.support.contexts import NOON
 from tests.support.own_worker import Deployment
 from tests.support.waiting import wait_until
+from worker_scheduler import wiring
 from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.worker import JobTimeout, RetryLater, SkipJob, SyncJob
 from worker_scheduler.worker.pool_memory import PoolMemory
@@ -163,6 +164,14 @@ def test_the_attempt_is_noted_while_it_runs_and_its_deadline_while_the_handler_d
 
 
 # --- code that cannot be interrupted: threads, solo, another code base's task ---------------------------
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("", 3600.0), ("0", None), ("1.5", 1.5)])
+def test_the_setting_reaches_the_worker(
+    value: str, seconds: float | None, deployed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOB_TIMEOUT_SECONDS", value)
+    assert wiring.process_worker().timeout_seconds == seconds
 
 
 @pytest.fixture

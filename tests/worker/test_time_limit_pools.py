@@ -99,10 +99,3 @@ def test_a_greenlet_whose_job_goes_on_is_killed(site: Site) -> None:
         assert timed_out(wait_for(site, "user-1", "FAILED"))
         worker.wait_for_log("JobFailed", SECONDS)  # the task has ended, not only the job
     assert (site.folder / "swallowed").exists()
-
-
-def test_without_a_limit_a_handler_takes_as_long_as_it_needs(site: Site) -> None:
-    with site.worker(f"{HANDLERS}:wait", *PREFORK, JOB_TIMEOUT_SECONDS="0"):
-        site.wait_for_attempt(1)
-        site.go()
-        wait_for(site, "user-1", "COMPLETED")
