@@ -201,7 +201,7 @@ class Settings(BaseSettings):
         3, description="attempts at a job before it counts as FAILED"
     )
     job_timeout_seconds: values.TimeLimit = Field(
-        3600, description="seconds after which a job that still runs is ended; 0: none"
+        60 * 60, description="seconds after which a job that still runs is ended; 0: none"
     )
     sync_retry_on: Annotated[
         str,
