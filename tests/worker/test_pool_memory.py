@@ -91,7 +91,7 @@ def test_a_reader_never_takes_a_record_that_is_half_written() -> None:
 
     with forked(write_all_the_time) as pid:
         wait_until(lambda: memory.held_by(pid), 30, "a note")
-        seen = set()
+        seen: set[int] = set()
         ended = time.monotonic() + 1
         while time.monotonic() < ended or len(seen) < 100:
             held = memory.held_by(pid)

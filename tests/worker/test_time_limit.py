@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from types import FrameType
@@ -161,6 +162,32 @@ def test_the_attempt_is_noted_while_it_runs_and_its_deadline_while_the_handler_d
     assert (held.job_id, held.attempt) == (job_id, 1)
     assert 0 < held.deadline - time.monotonic() < 1.0
     assert memory.held_by(pid) is None
+
+
+def test_the_note_stays_if_the_process_ends_before_its_job_has(pooled: Deployment) -> None:
+    """It is terminated while it records the end: the main process must find what it held."""
+    (job_id,) = pooled.jobs(1)
+    memory, pid = pooled.worker.memory, threading.get_native_id()
+    assert memory is not None
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(signal.SIGTERM - 256)
+
+    handler = signal.signal(signal.SIGUSR2, terminate)
+    try:
+        with pytest.raises(SystemExit), ExitStack() as stack:
+
+            def handle(job: SyncJob) -> None:
+                stack.enter_context(pooled.ledger.locked("sync_jobs"))  # its end waits
+                kill = (threading.get_ident(), signal.SIGUSR2)
+                threading.Timer(0.5, signal.pthread_kill, kill).start()
+
+            pooled.worker.run(job_id, handle)
+    finally:
+        signal.signal(signal.SIGUSR2, handler)
+    held = memory.held_by(pid)
+    assert held is not None
+    assert (held.job_id, held.attempt, held.deadline) == (job_id, 1, 0.0)
 
 
 # --- code that cannot be interrupted: threads, solo, another code base's task ---------------------------

@@ -200,13 +200,21 @@ class Worker:
 
     @contextmanager
     def _noting(self, job: ClaimedJob) -> Iterator[None]:
-        """Lets the main process of a prefork worker know which attempt this process holds."""
+        """Lets the main process of a prefork worker know which attempt this process holds.
+
+        The note stays if this process ends before it has recorded the end: the main process then does.
+        """
         self._note(job, self.timeout_seconds)
         try:
             yield
-        finally:
-            if self.memory is not None:
-                self.memory.clear()
+        except Exception:  # the process goes on
+            self._forget()
+            raise
+        self._forget()
+
+    def _forget(self) -> None:
+        if self.memory is not None:
+            self.memory.clear()
 
     def _note(self, job: ClaimedJob, limit_seconds: float | None) -> None:
         if self.memory is not None:
