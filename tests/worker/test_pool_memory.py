@@ -100,6 +100,15 @@ def test_a_reader_never_takes_a_record_that_is_half_written() -> None:
                 seen.add(held.attempt)
 
 
+def test_a_record_that_its_process_died_over_counts_as_none() -> None:
+    memory = PoolMemory()
+    memory.enter(0)
+    memory.note(uuid4(), 1, 0.0)
+    place = memory._offset + 20  # within the job's id
+    memory._memory[place] ^= 1
+    assert memory.held_by(os.getpid()) is None
+
+
 def test_a_stop_is_seen_by_a_process_that_waits_for_it() -> None:
     memory = PoolMemory()
     assert not memory.wait_for_stop(0.05)

@@ -17,6 +17,7 @@ from tests.support.contexts import NOON
 from tests.support.own_worker import Deployment
 from tests.support.waiting import wait_until
 from worker_scheduler import wiring
+from worker_scheduler.leases import Lease
 from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.worker import JobTimeout, RetryLater, SkipJob, SyncJob
 from worker_scheduler.worker.pool_memory import PoolMemory
@@ -34,7 +35,10 @@ def test_a_function_that_takes_too_long_is_interrupted() -> None:
 def test_a_function_that_ends_in_time_is_not() -> None:
     assert call(lambda: None, Alarm(0.05)) == (None, False)
     assert call(lambda: None, NoInterruption()) == (None, False)
-    time.sleep(0.1)  # for a signal that would still come
+    alarm = Alarm(60)
+    call(lambda: None, alarm)
+    alarm._ring(signal.SIGALRM, None)  # a signal that had come, but was not handled yet
+    assert not alarm.raised
 
 
 def test_what_the_function_raises_is_returned() -> None:
@@ -211,12 +215,14 @@ def test_a_job_in_a_thread_ends_in_the_ledger_while_its_code_goes_on(
     threaded: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
     (job_id,) = threaded.jobs(1)
+    worker = replace(threaded.worker, lease=Lease(1.0))
 
     def handle(job: SyncJob) -> None:
         wait_until(lambda: threaded.ledger.job(job_id)["status"] == "FAILED", 30, "the end of the job")
+        time.sleep(1)  # for heartbeats that would still come
         raise RuntimeError("too late to matter")
 
-    assert threaded.worker.run(job_id, handle) == (JobStatus.FAILED, "timed out after 1 s")
+    assert worker.run(job_id, handle) == (JobStatus.FAILED, "timed out after 1 s")
     row = threaded.ledger.job(job_id)
     assert (row["status"], row["error_message"]) == ("FAILED", "timed out after 1 s")
     (line,) = [line for line in caplog.messages if "still holds a thread" in line]
