@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -17,10 +17,7 @@ from celery.signals import (
     after_setup_task_logger,
     beat_init,
     celeryd_init,
-    worker_ready,
-    worker_shutdown,
 )
-from celery.worker import state as worker_state
 
 from worker_scheduler import logs, wiring, worker_signals
 from worker_scheduler.celery_app import BACKFILL, DAILY_TICK, RECONCILE, app
@@ -31,7 +28,6 @@ from worker_scheduler.errors import BadInput, SchedulerError, StoreUnavailable
 from worker_scheduler.fanout import due_days, extra_dispatcher, task_partitions, tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.report import Report
-from worker_scheduler.leases import heartbeat
 from worker_scheduler.ledger.tables import JobStatus, Kind
 from worker_scheduler.maintenance import reconciler
 from worker_scheduler.outcome import Outcome
@@ -40,7 +36,7 @@ from worker_scheduler.publisher import SYNC_USER
 from worker_scheduler.publisher.dispatch_message import DISPATCH
 from worker_scheduler.redaction import escape_control_characters, show
 from worker_scheduler.repeated_task import while_unavailable
-from worker_scheduler.worker.claims import Ending
+from worker_scheduler.worker.endings import Ending
 from worker_scheduler.worker.handler import Handler, imported_at_first_job
 
 log = logs.get_logger(__name__)
@@ -121,7 +117,7 @@ def reconcile(self: Task) -> dict[str, Any]:
     bind=True,
     shared=False,
     throws=(SchedulerError, JobFailed),
-    Request="worker_scheduler.worker.revoked:Request",
+    Request="worker_scheduler.worker.job_requests:Request",
 )
 def sync_user(
     self: Task,
@@ -264,27 +260,3 @@ def _advise_against_embedded_beat(options: Mapping[str, Any], **_: Any) -> None:
         log.warning(
             "this worker runs Beat (-B), which ends with it: run celery beat as a process of its own"
         )
-
-
-_keeping_leases = ExitStack()
-
-
-@worker_ready.connect
-def _keep_leases(**_: Any) -> None:
-    keeper = wiring.pool_heartbeat(_active_jobs)
-    _keeping_leases.callback(keeper.database.dispose)
-    _keeping_leases.enter_context(heartbeat(keeper.renew, keeper.lease.heartbeat_seconds, "active jobs"))
-
-
-@worker_shutdown.connect
-def _stop_keeping_leases(**_: Any) -> None:
-    _keeping_leases.close()
-
-
-def _active_jobs() -> Iterator[UUID]:
-    for request in tuple(worker_state.active_requests):
-        if request.name == SYNC_USER:
-            with suppress(ValueError):
-                job_id = UUID(request.id)
-                if not is_probe(job_id):
-                    yield job_id

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache
-from uuid import UUID
 
 from worker_scheduler.clock import Clock, refresh
 from worker_scheduler.config.settings import Settings, load
@@ -27,8 +26,12 @@ from worker_scheduler.publisher.broker import BrokerState, OpaqueBroker
 from worker_scheduler.publisher.choice import choose
 from worker_scheduler.publisher.dispatch_message import DispatchSender
 from worker_scheduler.publisher.redis_broker import RedisBroker
+from worker_scheduler.worker import pool_memory
 from worker_scheduler.worker.claims import Worker
+from worker_scheduler.worker.lost_processes import LostProcesses
 from worker_scheduler.worker.pool_heartbeat import PoolHeartbeat
+from worker_scheduler.worker.pool_memory import Held, PoolMemory
+from worker_scheduler.worker.retry_on import loaded_at_first_error
 
 
 @contextmanager
@@ -119,16 +122,22 @@ def _kept_right(clock: Clock, lease: Lease) -> AbstractContextManager[None]:
     return heartbeat(ask_again, lease.heartbeat_seconds, "ledger clock")
 
 
-def pool_heartbeat(active: Callable[[], Iterable[UUID]]) -> PoolHeartbeat:
-    """The heartbeat of a worker's main process for the active jobs of its pool."""
+def pool_heartbeat(held: Callable[[], Iterable[Held]]) -> PoolHeartbeat:
+    """The heartbeat of a prefork worker's main process, for the attempts that its pool holds."""
     settings = load()
     database = open_database(settings, size=1)
     return PoolHeartbeat(
         database=database,
         clock=ledger_clock(database, settings.lease),
         lease=settings.lease,
-        active=active,
+        held=held,
     )
+
+
+def lost_processes(memory: PoolMemory) -> LostProcesses:
+    """What a prefork worker's main process ends attempts with. Raises ConfigurationError."""
+    worker = process_worker()
+    return LostProcesses(memory, worker.database, worker.endings, load().job_timeout_seconds)
 
 
 def process_worker() -> Worker:
@@ -149,5 +158,8 @@ def _worker_of(_process_id: int) -> Worker:
         clock=ledger_clock(heartbeat_database, settings.lease),
         lease=settings.lease,
         max_attempts=settings.sync_max_attempts,
+        retry_on=loaded_at_first_error(settings.sync_retry_on),
         heartbeat_database=heartbeat_database,
+        timeout_seconds=settings.job_timeout_seconds or None,
+        memory=pool_memory.shared(),
     )
