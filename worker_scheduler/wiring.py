@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import cache
 from uuid import UUID
 
+from worker_scheduler import child_process
 from worker_scheduler.clock import Clock, refresh
 from worker_scheduler.config.settings import Settings, load
 from worker_scheduler.fanout.context import TickContext
@@ -23,6 +25,7 @@ from worker_scheduler.fanout.report import Report
 from worker_scheduler.leases import Lease, heartbeat
 from worker_scheduler.ledger.clock import HostWatch, LedgerClock
 from worker_scheduler.ledger.database import Database
+from worker_scheduler.maintenance.watchdog import Watchdog
 from worker_scheduler.publisher.broker import BrokerState, OpaqueBroker
 from worker_scheduler.publisher.choice import choose
 from worker_scheduler.publisher.dispatch_message import DispatchSender
@@ -128,6 +131,24 @@ def pool_heartbeat(active: Callable[[], Iterable[UUID]]) -> PoolHeartbeat:
         clock=ledger_clock(database, settings.lease),
         lease=settings.lease,
         active=active,
+    )
+
+
+def watchdog(worker_name: str) -> Watchdog:
+    """The watchdog of a worker's main process, which starts overdue reconcile passes."""
+    settings = load()
+    database = open_database(settings, size=1)
+    worker_id = str(os.getpid())
+
+    def command(begun_at: datetime) -> list[str]:
+        arguments = (worker_id, worker_name, begun_at.isoformat())
+        return child_process.command("worker_scheduler.pass_process", "main", *arguments)
+
+    return Watchdog(
+        database=database,
+        clock=ledger_clock(database, settings.lease),
+        interval=timedelta(seconds=settings.reconcile_interval_seconds),
+        command=command,
     )
 
 
