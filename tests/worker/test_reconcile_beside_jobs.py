@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -101,8 +102,9 @@ def passes_of(process: Process) -> list[psutil.Process]:
     ]
 
 
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("lose", ["the queue", "all data"])
+@pytest.mark.parametrize(
+    ("pool", "lose"), [*((pool, "the queue") for pool in POOLS), ("prefork", "all data")]
+)
 def test_lost_messages_are_sent_again_within_three_intervals_while_every_job_hangs(
     pool: str, lose: str, site: Site
 ) -> None:
@@ -166,7 +168,7 @@ def test_several_workers_make_one_pass_between_them(site: Site) -> None:
         logged = sum(worker.log().count("overdue") for worker in workers)
         times = [row["at"] for row in site.ledger.rows("SELECT at FROM begun ORDER BY at")]
     assert logged == len(times)
-    apart = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    apart = [later - earlier for earlier, later in pairwise(times)]
     assert min(apart) >= timedelta(seconds=1.5 * INTERVAL)
     assert max(apart) <= timedelta(seconds=2 * INTERVAL)
 
@@ -194,17 +196,24 @@ def test_while_messages_are_taken_and_in_a_worker_of_jobs_alone_the_watchdog_sta
     assert "overdue" not in both.log() + jobs_only.log()
 
 
+def wait_for_held_up_pass(site: Site, worker: Process) -> list[psutil.Process]:
+    """On a slow machine a second pass may have begun by then."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    wait_until(lambda: site.ledger.value(waiting), 60, "a pass that waits for a lock")
+    return passes_of(worker)
+
+
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 def test_a_worker_that_is_stopped_does_not_wait_for_its_pass(pool: str, site: Site) -> None:
     with started(site.worker(*POOLS[pool][0])) as worker:
         worker.wait_for_log("ready.")
         with site.ledger.locked("sync_locks"):  # its first rule waits
-            (running,) = wait_until(lambda: passes_of(worker), BOUND_SECONDS, "a pass")
+            running = wait_for_held_up_pass(site, worker)
             worker.send(signal.SIGTERM)
             stopped_at = time.monotonic()
             assert worker.wait(30) == 0
             assert time.monotonic() - stopped_at < 15
-            assert not alive(running)
+            assert running and not any(map(alive, running))
         assert 'File "' not in worker.log()
     later = replace(site.context, clock=lambda: datetime.now(UTC) + timedelta(seconds=INTERVAL))
     result = reconciler.reconcile_if_due(later)
@@ -215,7 +224,8 @@ def test_a_pass_ends_with_a_worker_that_is_killed(site: Site) -> None:
     with started(site.worker()) as worker:
         worker.wait_for_log("ready.")
         with site.ledger.locked("sync_locks"):
-            (running,) = wait_until(lambda: passes_of(worker), BOUND_SECONDS, "a pass")
+            running = wait_for_held_up_pass(site, worker)
             worker.send(signal.SIGKILL)  # only the main process
             worker.wait(10)
-            wait_until(lambda: not alive(running), 10, "the end of its pass")
+            assert running
+            wait_until(lambda: not any(map(alive, running)), 20, "the end of its pass")
