@@ -19,7 +19,7 @@ from celery.signals import (
     celeryd_init,
 )
 
-from worker_scheduler import logs, wiring, worker_signals
+from worker_scheduler import logs, watchdog_signals, wiring, worker_signals
 from worker_scheduler.celery_app import BACKFILL, DAILY_TICK, RECONCILE, app
 from worker_scheduler.config import options
 from worker_scheduler.config.options import TickOptions
@@ -27,7 +27,7 @@ from worker_scheduler.config.settings import load
 from worker_scheduler.errors import BadInput, SchedulerError, StoreUnavailable
 from worker_scheduler.fanout import due_days, extra_dispatcher, task_partitions, tick
 from worker_scheduler.fanout.context import TickContext
-from worker_scheduler.fanout.report import Report
+from worker_scheduler.fanout.report import Report, log_progress
 from worker_scheduler.ledger.tables import JobStatus, Kind
 from worker_scheduler.maintenance import reconciler
 from worker_scheduler.outcome import Outcome
@@ -41,6 +41,7 @@ from worker_scheduler.worker.handler import Handler, imported_at_first_job
 
 log = logs.get_logger(__name__)
 
+watchdog_signals.connect()
 worker_signals.connect()
 
 
@@ -71,7 +72,7 @@ def daily_tick(self: Task, date: str | None = None, *others: Any, **given: Any) 
     Raises the errors of the command.
     """
     parsed = _parse_or_log(options.parse_daily, others, {"date": date, **given})
-    with wiring.task_context(_requested_by(self), _log_progress) as context:
+    with wiring.task_context(_requested_by(self), log_progress) as context:
         if parsed.date is not None:
             return _result(tick.daily_asked_for(context, parsed))
         derive = partial(due_days.triggered_key, context.settings)
@@ -88,7 +89,7 @@ def daily_tick(self: Task, date: str | None = None, *others: Any, **given: Any) 
 def backfill(self: Task, *others: Any, **given: Any) -> dict[str, Any]:
     """Does what `scheduler backfill` does. Raises the errors of the command."""
     parsed = _parse_or_log(options.parse_backfill, others, given)
-    with wiring.task_context(_requested_by(self), _log_progress) as context:
+    with wiring.task_context(_requested_by(self), log_progress) as context:
         derive = partial(tick.backfill_key, parsed)
         with _kept_partition(self, context, Kind.BACKFILL, parsed, derive) as key:
             return _result(tick.backfill(context, parsed, key))
@@ -97,7 +98,7 @@ def backfill(self: Task, *others: Any, **given: Any) -> dict[str, Any]:
 @app.task(name=DISPATCH, **_TICK_OPTIONS)
 def dispatch(self: Task, partition_key: str) -> dict[str, Any]:
     """Dispatches a run until no batch of it is left or its queue is full. See `extra_dispatcher.py`."""
-    with wiring.task_context(_requested_by(self), _log_progress) as context:
+    with wiring.task_context(_requested_by(self), log_progress) as context:
         key = options.require_partition_key(partition_key)
         return _result(extra_dispatcher.dispatch(context, key, self.request.id))
 
@@ -107,7 +108,7 @@ def reconcile(self: Task) -> dict[str, Any]:
     """Does what `scheduler reconcile` does, unless a pass was a moment ago. What an outage stops is left to
     the next pass.
     """
-    with wiring.task_context(_requested_by(self), _log_progress) as context:
+    with wiring.task_context(_requested_by(self), log_progress) as context:
         result = reconciler.reconcile_if_due(context)
     return {"outcome": Outcome.NOTHING_TO_DO.value} if result is None else result.as_json()
 
@@ -229,16 +230,6 @@ def _log_end(report: Report) -> None:
 def _requested_by(task: Task) -> str:
     # The sender of the task chose the id: it may be any text.
     return f"task {escape_control_characters(str(task.request.id))[:_LONGEST_SHOWN_ID]}"
-
-
-def _log_progress(report: Report) -> None:
-    log.info(
-        "batch enqueued",
-        partition_key=report.partition_key,
-        batches=report.batches,
-        enqueued=report.jobs_enqueued,
-        selected=report.users_total_selected,
-    )
 
 
 @celeryd_init.connect

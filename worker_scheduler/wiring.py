@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import cache
 
+from worker_scheduler import child_process
 from worker_scheduler.clock import Clock, refresh
 from worker_scheduler.config.settings import Settings, load
 from worker_scheduler.fanout.context import TickContext
@@ -22,6 +24,7 @@ from worker_scheduler.fanout.report import Report
 from worker_scheduler.leases import Lease, heartbeat
 from worker_scheduler.ledger.clock import HostWatch, LedgerClock
 from worker_scheduler.ledger.database import Database
+from worker_scheduler.maintenance.watchdog import Watchdog
 from worker_scheduler.publisher.broker import BrokerState, OpaqueBroker
 from worker_scheduler.publisher.choice import choose
 from worker_scheduler.publisher.dispatch_message import DispatchSender
@@ -138,6 +141,24 @@ def lost_processes(memory: PoolMemory) -> LostProcesses:
     """What a prefork worker's main process ends attempts with. Raises ConfigurationError."""
     worker = process_worker()
     return LostProcesses(memory, worker.database, worker.endings, load().job_timeout_seconds)
+
+
+def watchdog(worker_name: str) -> Watchdog:
+    """The watchdog of a worker's main process, which starts overdue reconcile passes."""
+    settings = load()
+    database = open_database(settings, size=1)
+    worker_id = str(os.getpid())
+
+    def command(begun_at: datetime) -> list[str]:
+        arguments = (worker_id, worker_name, begun_at.isoformat())
+        return child_process.command("worker_scheduler.pass_process", "main", *arguments)
+
+    return Watchdog(
+        database=database,
+        clock=ledger_clock(database, settings.lease),
+        interval=timedelta(seconds=settings.reconcile_interval_seconds),
+        command=command,
+    )
 
 
 def process_worker() -> Worker:

@@ -13,7 +13,7 @@ import sys
 from functools import partial
 from tempfile import TemporaryFile
 
-from worker_scheduler import logs
+from worker_scheduler import child_process, logs
 from worker_scheduler.errors import ConfigurationError
 from worker_scheduler.worker.handler import load_handler, require_name
 from worker_scheduler.worker.retry_on import NONE, load_retry_on
@@ -21,12 +21,6 @@ from worker_scheduler.worker.retry_on import NONE, load_retry_on
 log = logs.get_logger(__name__)
 
 _LONGEST_IMPORT_SECONDS = 120.0
-
-# With the path of this process, since the command `celery` puts folders on it.
-_COMMAND = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-    " from worker_scheduler.worker.handler_check import report; report(*sys.argv[2:])"
-)
 
 
 def check_handler(name: str | None, retry_on: str = NONE) -> None:
@@ -63,9 +57,7 @@ def warn_if_imported(name: str | None) -> None:
 
 def _exit_status(name: str, retry_on: str, answer: int) -> int | None:
     """Runs `report` in a process whose stdout is `answer`; None if it did not end in time."""
-    # -P: a module of the current folder must not stand in for one of Python's before the path is set.
-    path = json.dumps([str(folder) for folder in sys.path])
-    command = [sys.executable, "-P", "-c", _COMMAND, path, name, retry_on]
+    command = child_process.command(__name__, report.__name__, name, retry_on)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answer)
     try:
         return process.wait(_LONGEST_IMPORT_SECONDS)
