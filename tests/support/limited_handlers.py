@@ -9,6 +9,8 @@ from worker_scheduler.worker import JobTimeout, SyncJob
 
 FIRST_USER = "user-1"
 """Of several users, only this one's handler takes too long."""
+HANGING = {f"user-{number}" for number in range(1, 5)}
+"""As many as the pool of a test has processes."""
 
 
 def _touch(name: str) -> None:
@@ -78,3 +80,9 @@ def sleep_for_ever(job: SyncJob) -> None:
 def complete_quickly(job: SyncJob) -> None:
     """Notes each time that it is called."""
     _touch(f"quick-{job.github_login}-{job.attempt}-{os.getpid()}-{time.monotonic_ns()}")
+
+
+def hang_for_four(job: SyncJob) -> None:
+    """The first four users' handlers do not return; the others end at once."""
+    if job.github_login in HANGING:
+        time.sleep(10**6)
