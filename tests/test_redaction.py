@@ -21,6 +21,7 @@ FORMS = [
         "PGPASSWORD=hunter2 psql",
         "AWS_SECRET_ACCESS_KEY=a/hunter2+b",
     ),
+    *("pw=hunter2", "jwt: hunter2", "passcode=hunter2", "signing_key=hunter2", "bearer: hunter2"),
     *("apiKey: 'hunter2'", "secretKey=hunter2", "client_secret: hunter2, x", "x-api-key: hunter2"),
     *("Authorization: Basic dXNlcjpodW50ZXIyhunter2", "Authorization: Bearer hunter2", "bearer hunter2"),
     *(
@@ -61,6 +62,7 @@ def test_a_secret_is_masked(text: str) -> None:
     "text",
     [
         *("ghp_" + "a" * 36, "github_pat_" + "a1_" * 20, "xoxb-123456789012-abc", "AKIAIOSFODNN7EXAMPLE"),
+        *("sk_live_" + "a1" * 12, "sk-ant-" + "a-1" * 12, "glpat-" + "a1" * 10, "AIza" + "a_1" * 12),
         *("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl", "Basic dXNlcjpodW50ZXIy"),
     ],
 )
@@ -118,6 +120,7 @@ def test_what_is_beside_a_secret_stays() -> None:
             "password: ",
             "basic ",
             "bearer ",
+            "bearer :",
             "a-",
             "password",
         ),
@@ -177,7 +180,7 @@ def test_every_character_of_format_and_every_other_blank_is_escaped() -> None:
                 0x110BD,
                 0x110CD,
             }
-            visible = visible or 0x13430 <= number <= 0x1345F
+            visible = visible or 0x13440 <= number <= 0x1345F
             assert visible or escape_control_characters(character) != character, hex(number)
 
 

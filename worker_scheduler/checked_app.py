@@ -17,11 +17,11 @@ from celery import Celery
 from celery.app.utils import Settings as CelerySettings
 from celery.backends.base import DisabledBackend
 
-from worker_scheduler.config import urls
 from worker_scheduler.errors import ConfigurationError
 
 _SECOND_BROKERS = ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
-# The command `celery` takes them for its option --broker, and writes that into CELERY_BROKER_URL.
+# The command `celery` takes them for its option --broker, and writes that into CELERY_BROKER_URL. So within
+# that command nobody can tell any more what the other processes use.
 _OTHER_NAMES = ("BROKER_URL", "CELERY_BROKER")
 
 
@@ -62,9 +62,9 @@ class _App(Celery):  # type: ignore[misc]
 def create(name: str, configuration: ModuleType, **options: Any) -> Celery:
     """Returns an app with the settings of `configuration`.
 
-    Raises ConfigurationError if a variable names another broker than `configuration` does.
+    Raises ConfigurationError if a variable of Celery's would name the broker beside CELERY_BROKER_URL.
     """
-    faults = _other_brokers(configuration.broker_url)
+    faults = _other_brokers()
     if faults:
         raise ConfigurationError(faults)
     # The loader is named, since CELERY_LOADER may name another, which reads another configuration.
@@ -76,24 +76,16 @@ def create(name: str, configuration: ModuleType, **options: Any) -> Celery:
     return app
 
 
-def _other_brokers(checked_url: str) -> list[str]:
+def _other_brokers() -> list[str]:
     faults: list[str] = []
     for name in _SECOND_BROKERS:
         if os.environ.get(name):
             # Reconcile looks for lost messages in one place, where they are sent and taken.
             faults.append(f"{name} is set, and there is one broker for reading and writing: unset it")
     for name in _OTHER_NAMES:
-        given = os.environ.get(name)
-        if given and not _is_same(given, checked_url):
+        if os.environ.get(name):
             faults.append(
                 f"{name} is set, and the command celery would use it as the broker, but the scheduler would"
-                " not: unset it, or give CELERY_BROKER_URL the same value"
+                " not: unset it; CELERY_BROKER_URL names the broker"
             )
     return faults
-
-
-def _is_same(given: str, checked_url: str) -> bool:
-    try:
-        return urls.broker_url(given) == checked_url
-    except ValueError:
-        return False

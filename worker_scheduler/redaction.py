@@ -12,8 +12,8 @@ MASK = "***"
 # Error texts of handlers come from anywhere, and may be long. Each pattern begins with a fixed word and has
 # no two parts that match the same text, so that a search takes time in proportion to the text.
 _SECRET = (
-    r"(?:passw(?:or)?d|passphrase|(?<![a-z])pass|pwd|secret|token|credentials?|authorization|cookie"
-    r"|(?:api|access|private|secret|account|shared|encryption)[ _-]?key|x-api-key)"
+    r"(?:passw(?:or)?d|passphrase|passcode|(?<![a-z])(?:pass|pw|jwt)|pwd|secret|token|credentials?|authorization|cookie"
+    r"|(?:api|access|private|secret|account|shared|encryption|signing|master)[ _-]?key|x-api-key)"
 )
 # What may follow the name: `password_1`, `passwordHash`, `secret_access_key`, `"password"`, `['password']`.
 _REST_OF_NAME = r"(?:_?(?:hash|value|text|id|access_key|key|[0-9]{1,3}))?"
@@ -47,14 +47,16 @@ _PARAMETER = re.compile(
     r"([?&;](?:key|sig|signature|auth|code|x-amz-[a-z-]{1,30})=)([^\s&;'\"<>]+)", re.IGNORECASE
 )
 _BEARER = re.compile(
-    r"\b(bearer\s+)(?!(?:token|tokens|auth|authentication|authorization|of|is|was|realm|scheme|header)\b)"
+    r"\b(bearer(?:\s*:\s*|\s+))(?!(?:token|tokens|auth|authentication|authorization|of|is|was|realm|scheme|header)\b)"
     r"([\w.~+/=-]+)",
     re.IGNORECASE,
 )
 _BASIC = re.compile(r"\b(basic\s+)([A-Za-z0-9+/]{2,2000}={0,2})", re.IGNORECASE)
-# Secrets that are known by their form: of GitHub, Slack, AWS, and JSON web tokens.
+# Secrets that are known by their form: of GitHub, GitLab, Slack, AWS, Google, Stripe and the like, and JSON
+# web tokens.
 _KNOWN = re.compile(
-    r"\b(?:gh[oprsu]_[A-Za-z0-9]{20,255}|github_pat_\w{20,255}|xox[a-z]-[\w-]{10,255}"
+    r"\b(?:gh[oprsu]_[A-Za-z0-9]{20,255}|github_pat_\w{20,255}|xox[a-z]-[\w-]{10,255}|glpat-[\w-]{16,255}"
+    r"|(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{10,255}|sk-[\w-]{20,255}|AIza[\w-]{30,255}"
     r"|(?:AKIA|ASIA)[A-Z0-9]{16}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
 )
 _PRIVATE_KEY = re.compile(
@@ -73,7 +75,7 @@ _CLOSING_QUOTE = re.compile(r"[\"'](?=[\s,;:)\]}\"']|$)")
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f"
     "\u205f-\u206f\u2800\u3000\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
-    "\U000110bd\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 
 

@@ -270,6 +270,30 @@ def test_a_user_who_may_not_do_what_a_tick_does_is_a_fault(
     assert "secret" not in outcome.stdout
 
 
+@pytest.mark.parametrize("entry", [b"\xff", b"\xff\xfe", b"5", b"x" * 10_000_000])
+def test_what_others_put_among_the_held_messages_stops_no_check(
+    entry: bytes, users: None, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with valkey(tmp_path) as url, Redis.from_url(url) as client:
+        client.hset("unacked", "x", entry)
+        monkeypatch.setenv("REDIS_URL", url)
+        outcome = scheduler("check")
+    assert (outcome.status, outcome.faults, warnings(outcome)) == (0, [], [])
+
+
+def test_a_key_of_another_kind_among_celerys_is_a_warning(
+    users: None, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with valkey(tmp_path) as url, Redis.from_url(url) as client:
+        client.set("p:unacked", "x")
+        monkeypatch.setenv("REDIS_URL", url)
+        monkeypatch.setenv("REDIS_KEY_PREFIX", "p:")
+        outcome = scheduler("check")
+    assert (outcome.status, outcome.faults) == (0, [])
+    (line,) = warnings(outcome)
+    assert "the key 'p:unacked' is not a hash, so nobody sees the messages that workers hold" in line
+
+
 def test_the_trial_leaves_no_key_and_touches_no_queue(
     users: None, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -106,6 +106,12 @@ BAD_VARIABLES = [
             *("postgresql://a b/db", "postgresql://u:%00@h/db", "postgresql://h/db?options=%00"),
             *(f"postgresql://h/db?{query}" for query in BAD_POSTGRES_QUERIES),
             *(f"postgresql:///db?{query}" for query in BAD_PLACES),
+            *(
+                "postgresql://h:+5/db",
+                "postgresql://h: 5/db",
+                "postgresql://h:5_4/db",
+                "postgresql://h:٣/db",
+            ),
             *("postgresql://u@a..b/d", f"postgresql://{'x' * 64}.org/d", "postgresql://u:%ff@h/db"),
             *(
                 "postgresql://h%2f/db",

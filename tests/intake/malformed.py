@@ -147,7 +147,8 @@ def malformed(queue: str) -> Iterator[bytes]:
         three = [["u", "k", "t"], {}, embedded]
         yield json.dumps(changed(queue, "body", value=json.dumps(three))).encode()
     for name in ("eta", "expires"):
-        for time in ("garbage", "0001-01-01T00:00:00", "10000-01-01T00:00:00", "2026-13-01", 1e300):
+        odd_times = ("0001-01-01T00:00:00", "10000-01-01T00:00:00", "2026-13-01", 1e300)
+        for time in ("garbage", *odd_times, "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"):
             yield json.dumps(changed(queue, "headers", name, value=time)).encode()
     for limits in ([1], [1, 2, 3], ["a", "b"], [-1, None], [1e300, 1e300], "ab", {"0": 1}):
         yield json.dumps(changed(queue, "headers", "timelimit", value=limits)).encode()

@@ -12,7 +12,8 @@ from worker_scheduler.cli.finding import Finding, Severity, fault
 from worker_scheduler.config.settings import Settings
 from worker_scheduler.errors import ConfigurationError, StoreUnavailable
 from worker_scheduler.publisher import redis_trial
-from worker_scheduler.publisher.broker import broker_reason
+from worker_scheduler.publisher.broker import broker_reason, redis_client
+from worker_scheduler.publisher.kombu_entries import UNACKED
 from worker_scheduler.redaction import show, show_url
 
 _OLDEST_REDIS = 7
@@ -21,8 +22,7 @@ _OLDEST_REDIS = 7
 
 def check_redis(part: str, url: str, key_prefix: str) -> Iterator[Finding]:
     """Version, mode, eviction policy, and whether this user may write what a tick writes."""
-    client = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, decode_responses=True)
-    with client:
+    with redis_client(url) as client:
         try:
             info: dict[str, Any] = client.info()
         except (RedisError, OSError) as error:
@@ -88,6 +88,10 @@ def _mode(part: str, info: Mapping[str, object]) -> Finding | None:
 def _trial(part: str, client: redis.Redis, key_prefix: str) -> Iterator[Finding]:
     try:
         redis_trial.write_and_remove(client, key_prefix)
+        if redis_trial.held_messages_are_hidden(client, key_prefix):
+            key = show(f"{key_prefix}{UNACKED}")
+            text = f"the key {key} is not a hash, so nobody sees the messages that workers hold: delete it"
+            yield Finding(part, text, Severity.WARNING)
     except redis_trial.NotAllowed as error:
         yield fault(
             part,

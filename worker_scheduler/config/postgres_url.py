@@ -16,6 +16,8 @@ from worker_scheduler.config.urls import SCHEME
 from worker_scheduler.redaction import show
 
 _DIALECT: Any = PGDialect_psycopg()  # type: ignore[no-untyped-call]
+# SQLAlchemy makes a number of whatever Python's int() reads: `+5`, ` 5`, `5_4`, and other digits than ours.
+_PORT = re.compile(r":(?![0-9]*\Z)[^:@\]]*\Z")
 SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 
 
@@ -33,6 +35,8 @@ def postgres_url(text: str) -> str:
     url = _parsed(f"postgresql+psycopg://{rest}")
     if not url.database:
         raise ValueError("does not name a database")
+    if _PORT.search(rest.partition("?")[0].partition("/")[0]):
+        raise ValueError("is malformed")
     if url.port is not None and not 0 < url.port < 65536:
         raise ValueError("has a port outside 1-65535")
     libpq.check(_parameters(url), os.environ)

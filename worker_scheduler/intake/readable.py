@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from celery import Celery
-from celery.utils.time import maybe_iso8601, maybe_make_aware
+from celery.utils.time import maybe_iso8601, maybe_make_aware, timezone
 from kombu.message import Message
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.functional_validators import AfterValidator
@@ -24,7 +24,7 @@ def _require_time(text: str) -> str:
     """Reads the time as Celery will. Raises ValueError."""
     try:
         moment: datetime = maybe_make_aware(maybe_iso8601(text), "UTC")
-        moment.timestamp()
+        timezone.to_system(moment).timestamp()
     except (OverflowError, TypeError, AttributeError) as error:
         raise ValueError(type(error).__name__) from error
     return text

@@ -51,23 +51,26 @@ _CLAIM = by_id(
     """
 )
 
-# Several batches at once, by arrays of the same length.
-_CLAIMED = """
-    FROM unnest(CAST(:numbers AS integer[]), CAST(:epochs AS uuid[])) AS claimed(number, broker_epoch)
+# Several batches at once, by arrays of the same length. An epoch that is absent is an empty text: Postgres
+# does not read NULL in an array where `array_nulls` is off.
+_ENQUEUED = text(
+    """
+    UPDATE sync_batches b SET enqueued_at = :now, broker_epoch = CAST(nullif(claimed.epoch, '') AS uuid),
+        claimed_by = NULL, claimed_until = NULL
+    FROM unnest(CAST(:numbers AS integer[]), CAST(:epochs AS text[])) AS claimed(number, epoch)
     WHERE b.run_id = :run_id AND b.number = claimed.number
         AND b.enqueued_at IS NULL AND b.claimed_by = :claimed_by
-"""
-
-_ENQUEUED = text(
-    f"""
-    UPDATE sync_batches b SET enqueued_at = :now, broker_epoch = claimed.broker_epoch,
-        claimed_by = NULL, claimed_until = NULL
-    {_CLAIMED}
     RETURNING b.number
     """
 )
 
-_RELEASE = text(f"UPDATE sync_batches b SET claimed_by = NULL, claimed_until = NULL {_CLAIMED}")
+_RELEASE = text(
+    """
+    UPDATE sync_batches SET claimed_by = NULL, claimed_until = NULL
+    WHERE run_id = :run_id AND number = ANY(CAST(:numbers AS integer[]))
+        AND enqueued_at IS NULL AND claimed_by = :claimed_by
+    """
+)
 
 # A batch sent in an earlier broker epoch: its messages are gone. If one of its jobs still waits, the whole
 # batch becomes unsent again, as a new generation; otherwise it only gets the present epoch. OFFSET keeps
@@ -153,13 +156,14 @@ def mark_enqueued(
     """Marks batches as enqueued, each in its broker epoch; returns the numbers of those that `claimed_by`
     still held.
     """
-    parameters = _claimed(claimed, claimed_by, broker_epochs)
-    return set(connection.execute(_ENQUEUED, {**parameters, "now": now}).scalars())
+    epochs = ["" if epoch is None else str(epoch) for epoch in broker_epochs]
+    parameters = {**_claimed(claimed, claimed_by), "epochs": epochs, "now": now}
+    return set(connection.execute(_ENQUEUED, parameters).scalars())
 
 
 def release(connection: Connection, claimed: Sequence[ClaimedBatch], claimed_by: UUID) -> None:
     """Gives claimed batches back, so that the next tick need not wait for the lease."""
-    connection.execute(_RELEASE, _claimed(claimed, claimed_by, [None] * len(claimed)))
+    connection.execute(_RELEASE, _claimed(claimed, claimed_by))
 
 
 def broker_epochs(connection: Connection, run_ids: Iterable[UUID]) -> set[UUID]:
@@ -195,12 +199,9 @@ def unsent_jobs(connection: Connection, run_id: UUID) -> int:
     return int(connection.execute(_UNSENT_JOBS, {"run_id": run_id}).scalar_one())
 
 
-def _claimed(
-    claimed: Sequence[ClaimedBatch], claimed_by: UUID, epochs: Sequence[UUID | None]
-) -> dict[str, object]:
+def _claimed(claimed: Sequence[ClaimedBatch], claimed_by: UUID) -> dict[str, object]:
     return {
         "run_id": claimed[0].run_id,
         "numbers": [batch.number for batch in claimed],
-        "epochs": [None if epoch is None else str(epoch) for epoch in epochs],
         "claimed_by": claimed_by,
     }

@@ -36,6 +36,8 @@ NEWEST_VERSION = "0005"
 """The schema version that this code works with: the last migration's."""
 VERSION_TABLE = names.VERSION_TABLE
 
+_OWN_REMEDY = "change or drop what Postgres names, and run `scheduler migrate` again"
+
 _LONGEST_WAIT = "1s"
 """Claims queue behind a migration that waits for a lock, so it gives up and lets them pass."""
 _BETWEEN_TRIES_SECONDS = 2.0
@@ -145,7 +147,8 @@ def _alone(database: Database) -> Iterator[Connection]:
         _refuse_second_place(connection)
         names.search_in_schema(connection)
         connection.execute(_WAIT_AT_MOST, {"duration": _LONGEST_WAIT})
-        with _refusals_as_faults(), names.as_written(connection):
+        remedy = REMEDY if _is_to_be_adopted(connection) else _OWN_REMEDY
+        with _refusals_as_faults(remedy), names.as_written(connection):
             yield connection
 
 
@@ -195,7 +198,7 @@ def _refuse_second_place(connection: Connection) -> None:
 
 
 @contextmanager
-def _refusals_as_faults() -> Iterator[None]:
+def _refusals_as_faults(remedy: str) -> Iterator[None]:
     """Turns what Postgres refuses into ConfigurationError: the cause is in the existing tables, which the
     operator can change.
     """
@@ -207,7 +210,7 @@ def _refusals_as_faults() -> Iterator[None]:
         if is_outage(error) or is_missing_privilege(error):
             raise  # Database.transaction reports these as it does for every statement
         raise ConfigurationError(
-            [f"the tables cannot be brought up to date: {postgres_reason(error)}: {REMEDY}"]
+            [f"the tables cannot be brought up to date: {postgres_reason(error)}: {remedy}"]
         ) from error
 
 

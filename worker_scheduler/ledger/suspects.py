@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from worker_scheduler.ledger.by_id import in_index_order
-from worker_scheduler.ledger.waiting_jobs import WaitingJob
+from worker_scheduler.ledger.waiting_jobs import NO_BATCH, WaitingJob, batches_of
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Suspect:
 
 
 _NOTE = text(
-    """
+    f"""
     INSERT INTO sync_suspects (job_id, run_id, queue, batch, attempt, suspected_at)
-    SELECT job_id, :run_id, :queue, batch, attempt, :now
+    SELECT job_id, :run_id, :queue, nullif(batch, {NO_BATCH}), attempt, :now
     FROM unnest(CAST(:job_ids AS uuid[]), CAST(:batches AS integer[]), CAST(:attempts AS smallint[]))
         AS found(job_id, batch, attempt)
     ON CONFLICT (job_id) DO NOTHING
@@ -65,7 +65,7 @@ def note(
             "run_id": run_id,
             "queue": queue,
             "job_ids": [str(job.job_id) for job in jobs],
-            "batches": [job.batch for job in jobs],
+            "batches": batches_of(jobs),
             "attempts": [job.attempt for job in jobs],
             "now": now,
         },

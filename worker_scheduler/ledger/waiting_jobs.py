@@ -26,6 +26,9 @@ class WaitingJob(NamedTuple):
     attempt: int
 
 
+NO_BATCH = -1
+"""Stands for None in an array of batches: with `array_nulls` off, Postgres reads no NULL in an array."""
+
 _FIRST = WaitingJob(UUID(int=0), -1, 0)
 _FIRST_ALONE = WaitingJob(UUID(int=0), None, 0)
 
@@ -73,17 +76,19 @@ _OF_FEW_ALONE = text(
 _OF_MANY_ALONE = text(_ALONE.format(jobs="sync_jobs", condition=_PUBLISHED_ALONE))
 
 # Those of the given jobs that still wait, and were not published since the given times.
-_STILL = """
-    FROM unnest(CAST(:job_ids AS uuid[]), CAST(:batches AS integer[]), CAST(:attempts AS smallint[]),
-                CAST(:published_until AS timestamptz[])) AS given(job_id, batch, attempt, published_until)
+_STILL = f"""
+    FROM (SELECT job_id, nullif(batch, {NO_BATCH}) AS batch, attempt, published_until
+          FROM unnest(CAST(:job_ids AS uuid[]), CAST(:batches AS integer[]), CAST(:attempts AS smallint[]),
+                      CAST(:published_until AS timestamptz[]))
+              AS listed(job_id, batch, attempt, published_until)) given
     LEFT JOIN sync_batches b ON b.run_id = :run_id AND b.number = given.batch
     CROSS JOIN LATERAL (
         SELECT job_id FROM sync_jobs
-        WHERE job_id = given.job_id AND {{within_runs}} AND attempt = given.attempt
+        WHERE job_id = given.job_id AND {{{{within_runs}}}} AND attempt = given.attempt
             AND status || '' = 'PENDING' AND not_before IS NULL
             AND (republished_at IS NULL OR republished_at <= given.published_until)
             AND (given.batch IS NULL) = (republished_in IS NOT NULL)
-        LIMIT 1 {lock}) j
+        LIMIT 1 {{lock}}) j
     WHERE given.batch IS NULL OR b.enqueued_at <= given.published_until
 """
 
@@ -170,6 +175,11 @@ def number_running(connection: Connection, run_ids: Sequence[UUID], job_ids: Seq
     return int(connection.execute(_NUMBER_RUNNING.for_table(connection), parameters).scalar_one())
 
 
+def batches_of(jobs: Sequence[WaitingJob]) -> list[int]:
+    """The batches of jobs, for an array in which NO_BATCH stands for None."""
+    return [NO_BATCH if job.batch is None else job.batch for job in jobs]
+
+
 def _given(
     run_id: UUID, jobs: Sequence[WaitingJob], published_until: Sequence[datetime]
 ) -> dict[str, object]:
@@ -177,7 +187,7 @@ def _given(
         "run_id": run_id,
         **runs([run_id]),
         "job_ids": [str(job.job_id) for job in jobs],
-        "batches": [job.batch for job in jobs],
+        "batches": batches_of(jobs),
         "attempts": [job.attempt for job in jobs],
         "published_until": list(published_until),
     }

@@ -9,6 +9,7 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from worker_scheduler.publisher.broker import EPOCH_KEY
+from worker_scheduler.publisher.kombu_entries import UNACKED
 
 NotAllowed = NoPermissionError
 """Raised if the user lacks a right for a command or a key."""
@@ -27,7 +28,10 @@ return before
 
 
 def write_and_remove(client: Redis, key_prefix: str) -> None:
-    """Runs a script like the publisher's. Raises NotAllowed, or what Redis says when it takes no writes."""
+    """Runs a script like the publisher's, and reads as reconcile does.
+
+    Raises NotAllowed, or what Redis says when it takes no writes.
+    """
     trial = f"{key_prefix}worker_scheduler:batch:check-{uuid4()}"
     keys = [trial, f"{trial}-list", f"{key_prefix}{EPOCH_KEY}", *(key_prefix + queue for queue in _QUEUES)]
     sha = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
@@ -38,8 +42,22 @@ def write_and_remove(client: Redis, key_prefix: str) -> None:
         except NoScriptError:
             client.script_load(_SCRIPT)
             client.evalsha(sha, len(keys), *arguments)
+        client.hvals(trial)
     except ResponseError as error:
         if "NOPERM" in str(error) or "ACL" in str(error):  # within a script it is another error
             raise NotAllowed(str(error)) from error
         raise
-    client.hvals(f"{key_prefix}unacked")
+
+
+def held_messages_are_hidden(client: Redis, key_prefix: str) -> bool:
+    """Whether another program has put something else where Redis keeps the messages that workers hold.
+
+    Raises NotAllowed.
+    """
+    try:
+        client.hlen(f"{key_prefix}{UNACKED}")
+    except ResponseError as error:
+        if "WRONGTYPE" not in str(error):
+            raise
+        return True
+    return False
