@@ -40,12 +40,12 @@ def kill_worker(lane: Lane, fault: Fault) -> bool:
         lane.tick(fault)
         wanted = done_before + chance.randint(1, USERS_PER_FAULT - 5)
         wait_until(lambda: _begun(lane.record) >= wanted, 60, "a running job", poll_seconds=0.01)
-        time.sleep(chance.uniform(0, HANDLER_SECONDS))
+        time.sleep(chance.uniform(0, HANDLER_SECONDS))  # a random moment of the job
         with suppress(Overdue):  # all jobs are done: the fault comes too late
             wait_until(lambda: _has_job(lane.record, victim), 2, "the next job", poll_seconds=0.01)
     else:
         lane.tick(fault)
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, 0.3))  # while messages come in
     waited = bool(lane.unfinished(fault))
     killed = lane.kill("worker")
     return killed and (_has_job(lane.record, victim) if fault.kind is Kind.BUSY_WORKER else waited)
@@ -64,7 +64,7 @@ def kill_beat(lane: Lane, fault: Fault) -> bool:
         return next((name for name in beats if _LOCK in _log(lane, name)), None)
 
     holder = wait_until(lock_holder, 60, "a Beat with the lock")
-    time.sleep(chance.uniform(0, 10))
+    time.sleep(chance.uniform(0, 10))  # a random moment of its loop
     assert holder is not None
     beats[holder].kill()
     tick_was_killed = kill_tick_halfway(lane, fault)

@@ -60,7 +60,7 @@ def reconciler_at_a_random_time(lane: Lane, fault: Fault) -> bool:
     """Kills the lane's reconciler while it has something to do."""
     lane.prepare(fault, late=_LATE_USERS)
     tick_was_killed = kill_tick_halfway(lane, fault)
-    time.sleep(lane.chance(fault).uniform(0.2, 2.5))
+    time.sleep(lane.chance(fault).uniform(0.2, 2.5))  # a random moment of a pass
     busy = bool(lane.unfinished(fault))
     return lane.kill("reconciler") and tick_was_killed and busy
 
@@ -83,7 +83,7 @@ def herd(lane: Lane, fault: Fault) -> bool:
         ticks = [lane.tick(fault, **changes) for _ in range(_HERD)]
         wait_until(lambda: gate.held >= _HERD, 60, "the first query of each tick")
         gate.flow()
-        time.sleep(chance.uniform(0, lane.tick_seconds / 2))
+        time.sleep(chance.uniform(0, lane.tick_seconds / 2))  # a random moment of the ticks
         alive = [tick for tick in ticks if tick.running]  # all but the holder of the lock end soon
         victims = chance.sample(alive, min(2, len(alive)))
         for victim in victims:

@@ -66,13 +66,13 @@ def _break_and_repair(stores: Stores, kind: Kind, chance: random.Random) -> bool
         if kind is Kind.STALL:
             held = stores.trap.held
             stores.trap.stall()
-            time.sleep(seconds)
+            time.sleep(seconds)  # the fault is this time
             stores.trap.flow()
             return stores.trap.held > held
         refused = _refused_writes(redis)
         memory: dict[str, Any] = redis.info("memory")
         redis.config_set("maxmemory", memory["used_memory"] + _SPARE_BYTES)
-        time.sleep(seconds)
+        time.sleep(seconds)  # the fault is this time
         redis.config_set("maxmemory", 0)
         return _refused_writes(redis) > refused
 

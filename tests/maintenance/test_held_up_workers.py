@@ -112,7 +112,7 @@ def test_a_table_that_is_locked_for_longer_than_a_lease_kills_no_worker(
     with team(context, ledger, ledger.url), reconciling(context) as taken:
         with psycopg.connect(ledger.url) as other:
             other.execute(f"LOCK TABLE sync_jobs IN {mode} MODE".encode())
-            time.sleep(HELD_SECONDS)
+            time.sleep(HELD_SECONDS)  # the fault is this time
         passes = len(taken)
         wait_until(lambda: len(taken) >= passes + 6, 30, "six passes after that")
         assert not any(taken)

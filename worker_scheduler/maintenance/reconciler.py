@@ -71,8 +71,8 @@ _SHARE_AFTER_BEGIN = 0.5
 queue; with more, a message after one that waited would be dropped, and a fault be found later.
 """
 _LONGEST_REST = 0.5
-"""Of an interval, from the end of a pass; a shorter pass is followed by as short a rest. Meanwhile messages
-that waited are dropped, and a worker of all queues, which serves `scheduler` first, runs jobs.
+"""Of an interval: a pass is followed by a rest as long as the pass, but no longer than this. In a rest,
+messages that waited are dropped, and a worker of all queues, which serves `scheduler` first, runs jobs.
 """
 
 
