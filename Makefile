@@ -11,8 +11,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench bench-small test test-slow test-clocks test-fuzz test-outage test-matrix test-faults \
-	lint coverage lock build clean scheduler-daily scheduler-backfill
+.PHONY: help install demo bench bench-small test test-slow test-pools test-clocks test-fuzz test-outage test-matrix \
+	test-faults lint coverage lock build clean scheduler-daily scheduler-backfill
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(INSTALLED)  ## run the test suite without its slow tests, or the tests t
 
 test-slow: $(INSTALLED)  ## run the slow tests: processes that are killed, Beat, many rows, the wheel
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-pools: $(INSTALLED)  ## run each thing that a handler can do in each of Celery's pools
+	@$(BIN)/python -m pytest -p tests.conftest -p tests.worker.conftest pools $(ARGS)
 
 test-fuzz: $(INSTALLED)  ## try 20,000 odd inputs, 5,000 URLs of each server, 5,000 messages and 5,000 batches
 	@FUZZ_INPUTS=20000 $(BIN)/python -m pytest tests/test_fuzz.py tests/publisher/test_differential.py

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +13,7 @@ from faults import (
     clock_faults,
     databases,
     handler,
+    handler_faults,
     lock_faults,
     older_data,
     process_faults,
@@ -34,6 +35,7 @@ _WORKER_LANES = ("solo", "prefork")
 Play = Callable[[Lane, Fault], bool]
 _STORES = frozenset({Kind.RESTART, Kind.FLUSH, Kind.STALL, Kind.FULL})
 _WORKERS = frozenset({Kind.BUSY_WORKER, Kind.IDLE_WORKER})
+_HANDLERS = frozenset({Kind.BAD_HANDLER, Kind.STUBBORN_HANDLER})
 
 
 class MakeLane(Protocol):
@@ -44,12 +46,20 @@ class MakeLane(Protocol):
 
 @dataclass
 class Assignment:
-    """A lane and the queue from which it takes its faults. Lanes may share a queue."""
+    """A lane and the queue from which it takes its faults. Lanes may share a queue.
+
+    repair_seconds: the bound on a repair, also by kind.
+    """
 
     lane: Lane
     waiting: queue.SimpleQueue[Fault]
     play: Play
-    repair_seconds: float = REPAIR_SECONDS
+    repair_seconds: float | Mapping[Kind, float] = REPAIR_SECONDS
+
+    def bound_seconds(self, fault: Fault) -> float:
+        """The bound on the repair of a fault."""
+        bound = self.repair_seconds
+        return bound if isinstance(bound, float) else bound[fault.kind]
 
 
 @dataclass
@@ -72,6 +82,7 @@ class Assigner:
         for kinds, make in (
             (_WORKERS, self._workers),
             ({Kind.HELD, Kind.AWAY}, self._held),
+            (_HANDLERS, self._bad_handlers),
             ({Kind.BEAT}, self._beats),
             ({Kind.WRONG_CLOCK}, self._wrong_clock),
             ({Kind.BROKEN_VIEW}, self._broken_view),
@@ -122,6 +133,17 @@ class Assigner:
             return lock_faults.hold(lane, postgres, fault)
 
         yield Assignment(lane, waiting, play, lock_faults.LOCK_REPAIR_SECONDS)
+
+    def _bad_handlers(self, waiting: queue.SimpleQueue[Fault]) -> Iterator[Assignment]:
+        lane = self.make_lane(
+            self.common,
+            "bad-handlers",
+            worker_pool="prefork",
+            worker_concurrency=handler_faults.CONCURRENCY,
+            worker_lease_seconds=3,
+            extra=handler_faults.SETTINGS,
+        )
+        yield Assignment(lane, waiting, handler_faults.play, handler_faults.REPAIR)
 
     def _beats(self, waiting: queue.SimpleQueue[Fault]) -> Iterator[Assignment]:
         """A lane for each fault, since each takes minutes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -21,6 +22,12 @@ _PARTICIPANTS = """
 CREATE OR REPLACE VIEW participants AS
 SELECT id, CASE WHEN number < {late} THEN 'late-' ELSE 'user-' END || number AS github_login
 FROM users CROSS JOIN generate_series(1, {times}) WHERE number >= {first} AND number < {end}
+"""
+_BAD_HANDLERS = """
+CREATE OR REPLACE VIEW participants AS
+SELECT id, coalesce(bad.name, 'user') || '-' || number AS github_login
+FROM users LEFT JOIN (VALUES {bad}) AS bad(number, name) USING (number)
+WHERE number >= {first} AND number < {end}
 """
 _BROKEN = """
 CREATE OR REPLACE VIEW participants AS
@@ -65,6 +72,17 @@ def show_participants(database_url: str, first: int, count: int, late: int, time
                 late=Literal(first + late),
                 times=Literal(times),
             )
+        )
+
+
+def name_bad_handlers(database_url: str, first: int, count: int, bad: Mapping[int, str]) -> None:
+    """Makes the product see `count` users from `first` on, some with logins that name a bad handler."""
+    named = SQL(", ").join(
+        SQL("({}, {})").format(Literal(number), Literal(name)) for number, name in bad.items()
+    )
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            SQL(_BAD_HANDLERS).format(bad=named, first=Literal(first), end=Literal(first + count))
         )
 
 

@@ -38,6 +38,8 @@ class Kind(StrEnum):
     WRONG_CLOCK = "a host whose clock is wrong"
     BROKEN_VIEW = "a run that cannot be planned, Redis flushed"
     SILENT_BROKER = "RabbitMQ takes no messages"
+    BAD_HANDLER = "handlers that hang, break or lie"
+    STUBBORN_HANDLER = "handlers that do not stop, or fail again"
     BEAT = "Beat killed"
 
 
@@ -62,6 +64,8 @@ _FIXED = {
     Kind.WRONG_CLOCK: 12,
     Kind.BROKEN_VIEW: 4,
     Kind.SILENT_BROKER: 6,
+    Kind.BAD_HANDLER: 20,
+    Kind.STUBBORN_HANDLER: 3,
     Kind.BEAT: 3,
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from faults import bad_handlers
 from worker_scheduler.worker import RetryLater, SyncJob
 
 RECORD = "FAULTS_RECORD"
@@ -27,14 +28,18 @@ class Entry:
     process: str
 
 
-def handle(job: SyncJob) -> None:
-    """Records the beginning, works for a while, records the end."""
+def handle(job: SyncJob) -> object:
+    """Records the beginning, works for a while, records the end; or does what the user's login names."""
     _note("began", job)
+    bad = bad_handlers.of_login(job.github_login)
+    if bad is not None:
+        return bad.handle(job)
     time.sleep(float(os.environ.get(SECONDS, "0")))
     if job.attempt == 1 and (job.github_login or "").startswith(LATE):
         _note("put-off", job)
         raise RetryLater("once", delay=0)
     _note("ended", job)
+    return None
 
 
 def read(record: Path) -> list[Entry]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
 
+from faults import bad_handlers
 from faults.faults import USERS_PER_FAULT, Fault
 from faults.handler import Entry, read
 
@@ -31,7 +33,7 @@ SELECT 'a tick lock is held' FROM sync_locks WHERE partition_key = %(key)s
 """
 
 _JOBS = """
-SELECT job_id, user_id, status FROM sync_jobs WHERE partition_key = %s
+SELECT job_id, user_id, status, github_login, error_message, attempt FROM sync_jobs WHERE partition_key = %s
 """
 
 _USERS = "SELECT id FROM users WHERE number >= %s AND number < %s"
@@ -74,25 +76,49 @@ def broken(database_url: str, fault: Fault, record: Path, killed: frozenset[str]
     with psycopg.connect(database_url, autocommit=True) as connection:
         jobs = connection.execute(_JOBS, [fault.partition_key]).fetchall()
         users = {row[0] for row in connection.execute(_USERS, [first, first + USERS_PER_FAULT])}
-    jobs_of = Counter(user_id for _, user_id, _ in jobs)
+    jobs_of = Counter(user_id for _, user_id, *_ in jobs)
+    entries = read(record)
+    bad = [job for job in jobs if bad_handlers.of_login(job[3])]
+    good = [job for job in jobs if not bad_handlers.of_login(job[3])]
     found = [
         *_difference("users without a job", users - jobs_of.keys()),
         *_difference("jobs of users of other faults", jobs_of.keys() - users),
         *_difference("users with several jobs", {user for user, number in jobs_of.items() if number > 1}),
-        *_difference("jobs not COMPLETED", {job for job, _, status in jobs if status != "COMPLETED"}),
+        *_difference("jobs not COMPLETED", {job for job, _, status, *_ in good if status != "COMPLETED"}),
     ]
-    return found + _not_as_recorded({job for job, _, _ in jobs}, read(record), killed)
+    recorded = _not_as_recorded({job for job, *_ in good}, entries, killed)
+    return found + _not_as_named(bad, entries) + recorded
+
+
+def bad_jobs(database_url: str, fault: Fault) -> set[UUID]:
+    """The jobs of users whose login names a bad handler."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        jobs = connection.execute(_JOBS, [fault.partition_key]).fetchall()
+    return {job_id for job_id, _, _, login, *_ in jobs if bad_handlers.of_login(login)}
 
 
 def handled_again(database_url: str, fault: Fault, record: Path) -> int:
     """Counts the jobs of the partition that were begun more than once, other than by RetryLater."""
     with psycopg.connect(database_url, autocommit=True) as connection:
-        job_ids = {row[0] for row in connection.execute(_JOBS, [fault.partition_key])}
+        jobs = connection.execute(_JOBS, [fault.partition_key]).fetchall()
+    job_ids = {job_id for job_id, _, _, login, *_ in jobs if not bad_handlers.of_login(login)}
     times: Counter[UUID] = Counter()
     for entry in read(record):
         if entry.job_id in job_ids:
             times[entry.job_id] += {"began": 1, "put-off": -1}.get(entry.what, 0)
     return sum(1 for number in times.values() if number > 1)
+
+
+def _not_as_named(jobs: list[tuple[Any, ...]], entries: list[Entry]) -> list[str]:
+    """What differs from the end that each bad handler must have, and from the attempts in the record."""
+    found = []
+    for job_id, _, status, login, text, attempts in jobs:
+        bad = bad_handlers.of_login(login)
+        begun = [entry.attempt for entry in entries if entry.job_id == job_id and entry.what == "began"]
+        if bad is None or bad.differs(status, text, attempts) or begun != [*range(1, attempts + 1)]:
+            shown = f"{status} {(text or '')[:80]!r}, {attempts} attempts, begun {begun}"
+            found.append(f"the job of {login} ended as {shown}")
+    return found
 
 
 def _not_as_recorded(jobs: set[UUID], entries: list[Entry], killed: frozenset[str]) -> list[str]:

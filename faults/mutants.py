@@ -149,6 +149,18 @@ MUTANTS = (
         Kind.WRONG_CLOCK,
         "a lease of ",
     ),
+    Mutant(
+        "a handler that swallows its interruption is believed",
+        (
+            Change(
+                "worker_scheduler/worker/claims.py",
+                "        if timed_out and self.timeout_seconds and not",
+                "        if raised and timed_out and self.timeout_seconds and not",
+            ),
+        ),
+        Kind.BAD_HANDLER,
+        "the job of swallows-",
+    ),
 )
 
 

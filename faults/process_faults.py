@@ -54,7 +54,7 @@ def kill_worker(lane: Lane, fault: Fault) -> bool:
 def kill_beat(lane: Lane, fault: Fault) -> bool:
     """Kills the Beat that holds the lock, while another Beat waits for it.
 
-    Then a tick dies halfway. Only the reconcile that the next Beat triggers can repair that.
+    Then a tick dies halfway, which the worker's watchdog repairs while no Beat triggers anything.
     """
     chance = lane.chance(fault)
     lane.prepare(fault)
@@ -68,6 +68,8 @@ def kill_beat(lane: Lane, fault: Fault) -> bool:
     assert holder is not None
     beats[holder].kill()
     tick_was_killed = kill_tick_halfway(lane, fault)
+    (other,) = beats.keys() - {holder}
+    wait_until(lambda: _LOCK in _log(lane, other), BEAT_REPAIR_SECONDS, "the next Beat with the lock")
     return beats[holder].wait(10) and beats[holder].was_killed and tick_was_killed
 
 

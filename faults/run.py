@@ -136,7 +136,7 @@ class Run:
                 except queue.Empty:
                     return
                 reached = assignment.play(assignment.lane, fault)
-                seconds = assignment.lane.await_repair(fault, assignment.repair_seconds)
+                seconds = assignment.lane.await_repair(fault, assignment.bound_seconds(fault))
                 self._report.played(fault, reached, seconds)
         except BaseException:
             self._stopping.set()

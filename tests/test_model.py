@@ -34,9 +34,9 @@ from tests.support.model_broker import ModelBroker
 from tests.support.users import make_users
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.ledger import batches, dead_workers, jobs, plan, probes, rescue, runs, waiting_jobs
+from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.batches import ClaimedBatch
 from worker_scheduler.ledger.dead_workers import Page
-from worker_scheduler.ledger.jobs import ClaimedJob
 from worker_scheduler.ledger.plan import InsertMode
 from worker_scheduler.ledger.rescue import DueJob
 from worker_scheduler.ledger.runs import NewRun

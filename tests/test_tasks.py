@@ -270,7 +270,7 @@ def test_a_message_whose_job_cannot_be_claimed_goes_back_into_the_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If Postgres stays away for longer than a worker waits for it, which is set to 0 s here."""
-    monkeypatch.setattr("worker_scheduler.worker.claims._PATIENCE_SECONDS", 0)
+    monkeypatch.setattr("worker_scheduler.worker.patience._PATIENCE_SECONDS", 0)
     make_users(ledger.url, 1)
     begun: list[str] = []
 

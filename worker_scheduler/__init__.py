@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from worker_scheduler.celery_app import app
-    from worker_scheduler.worker import RetryLater, SkipJob, SyncJob, claim
+    from worker_scheduler.worker import JobTimeout, RetryLater, SkipJob, SyncJob, claim
 
-__all__ = ["RetryLater", "SkipJob", "SyncJob", "app", "claim"]
+__all__ = ["JobTimeout", "RetryLater", "SkipJob", "SyncJob", "app", "claim"]
 
 
 def __getattr__(name: str) -> Any:

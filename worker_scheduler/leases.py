@@ -114,6 +114,12 @@ class SharedHeartbeat(Generic[_Held]):
         finally:
             self._leases.pop(lease, None)
 
+    def drop(self, held: _Held) -> None:
+        """Renews a lease no longer, though its block goes on."""
+        for lease, (kept, _) in tuple(self._leases.items()):
+            if kept == held:
+                self._leases.pop(lease, None)
+
     def _start(self) -> None:
         with self._starting:
             if self._thread is None:

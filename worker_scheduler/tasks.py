@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -17,12 +17,9 @@ from celery.signals import (
     after_setup_task_logger,
     beat_init,
     celeryd_init,
-    worker_ready,
-    worker_shutdown,
 )
-from celery.worker import state as worker_state
 
-from worker_scheduler import logs, wiring, worker_signals
+from worker_scheduler import logs, watchdog_signals, wiring, worker_signals
 from worker_scheduler.celery_app import BACKFILL, DAILY_TICK, RECONCILE, app
 from worker_scheduler.config import options
 from worker_scheduler.config.options import TickOptions
@@ -30,8 +27,7 @@ from worker_scheduler.config.settings import load
 from worker_scheduler.errors import BadInput, SchedulerError, StoreUnavailable
 from worker_scheduler.fanout import due_days, extra_dispatcher, task_partitions, tick
 from worker_scheduler.fanout.context import TickContext
-from worker_scheduler.fanout.report import Report
-from worker_scheduler.leases import heartbeat
+from worker_scheduler.fanout.report import Report, log_progress
 from worker_scheduler.ledger.tables import JobStatus, Kind
 from worker_scheduler.maintenance import reconciler
 from worker_scheduler.outcome import Outcome
@@ -40,11 +36,12 @@ from worker_scheduler.publisher import SYNC_USER
 from worker_scheduler.publisher.dispatch_message import DISPATCH
 from worker_scheduler.redaction import escape_control_characters, show
 from worker_scheduler.repeated_task import while_unavailable
-from worker_scheduler.worker.claims import Ending
+from worker_scheduler.worker.endings import Ending
 from worker_scheduler.worker.handler import Handler, imported_at_first_job
 
 log = logs.get_logger(__name__)
 
+watchdog_signals.connect()
 worker_signals.connect()
 
 
@@ -75,7 +72,7 @@ def daily_tick(self: Task, date: str | None = None, *others: Any, **given: Any) 
     Raises the errors of the command.
     """
     parsed = _parse_or_log(options.parse_daily, others, {"date": date, **given})
-    with wiring.task_context(_requested_by(self), _log_progress) as context:
+    with wiring.task_context(_requested_by(self), log_progress) as context:
         if parsed.date is not None:
             return _result(tick.daily_asked_for(context, parsed))
         derive = partial(due_days.triggered_key, context.settings)
@@ -92,7 +89,7 @@ def daily_tick(self: Task, date: str | None = None, *others: Any, **given: Any) 
 def backfill(self: Task, *others: Any, **given: Any) -> dict[str, Any]:
     """Does what `scheduler backfill` does. Raises the errors of the command."""
     parsed = _parse_or_log(options.parse_backfill, others, given)
-    with wiring.task_context(_requested_by(self), _log_progress) as context:
+    with wiring.task_context(_requested_by(self), log_progress) as context:
         derive = partial(tick.backfill_key, parsed)
         with _kept_partition(self, context, Kind.BACKFILL, parsed, derive) as key:
             return _result(tick.backfill(context, parsed, key))
@@ -101,7 +98,7 @@ def backfill(self: Task, *others: Any, **given: Any) -> dict[str, Any]:
 @app.task(name=DISPATCH, **_TICK_OPTIONS)
 def dispatch(self: Task, partition_key: str) -> dict[str, Any]:
     """Dispatches a run until no batch of it is left or its queue is full. See `extra_dispatcher.py`."""
-    with wiring.task_context(_requested_by(self), _log_progress) as context:
+    with wiring.task_context(_requested_by(self), log_progress) as context:
         key = options.require_partition_key(partition_key)
         return _result(extra_dispatcher.dispatch(context, key, self.request.id))
 
@@ -111,7 +108,7 @@ def reconcile(self: Task) -> dict[str, Any]:
     """Does what `scheduler reconcile` does, unless a pass was a moment ago. What an outage stops is left to
     the next pass.
     """
-    with wiring.task_context(_requested_by(self), _log_progress) as context:
+    with wiring.task_context(_requested_by(self), log_progress) as context:
         result = reconciler.reconcile_if_due(context)
     return {"outcome": Outcome.NOTHING_TO_DO.value} if result is None else result.as_json()
 
@@ -121,7 +118,7 @@ def reconcile(self: Task) -> dict[str, Any]:
     bind=True,
     shared=False,
     throws=(SchedulerError, JobFailed),
-    Request="worker_scheduler.worker.revoked:Request",
+    Request="worker_scheduler.worker.job_requests:Request",
 )
 def sync_user(
     self: Task,
@@ -235,16 +232,6 @@ def _requested_by(task: Task) -> str:
     return f"task {escape_control_characters(str(task.request.id))[:_LONGEST_SHOWN_ID]}"
 
 
-def _log_progress(report: Report) -> None:
-    log.info(
-        "batch enqueued",
-        partition_key=report.partition_key,
-        batches=report.batches,
-        enqueued=report.jobs_enqueued,
-        selected=report.users_total_selected,
-    )
-
-
 @celeryd_init.connect
 @beat_init.connect
 def _configure_logging(**_: Any) -> None:
@@ -264,27 +251,3 @@ def _advise_against_embedded_beat(options: Mapping[str, Any], **_: Any) -> None:
         log.warning(
             "this worker runs Beat (-B), which ends with it: run celery beat as a process of its own"
         )
-
-
-_keeping_leases = ExitStack()
-
-
-@worker_ready.connect
-def _keep_leases(**_: Any) -> None:
-    keeper = wiring.pool_heartbeat(_active_jobs)
-    _keeping_leases.callback(keeper.database.dispose)
-    _keeping_leases.enter_context(heartbeat(keeper.renew, keeper.lease.heartbeat_seconds, "active jobs"))
-
-
-@worker_shutdown.connect
-def _stop_keeping_leases(**_: Any) -> None:
-    _keeping_leases.close()
-
-
-def _active_jobs() -> Iterator[UUID]:
-    for request in tuple(worker_state.active_requests):
-        if request.name == SYNC_USER:
-            with suppress(ValueError):
-                job_id = UUID(request.id)
-                if not is_probe(job_id):
-                    yield job_id

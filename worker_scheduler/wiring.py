@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import cache
-from uuid import UUID
 
+from worker_scheduler import child_process
 from worker_scheduler.clock import Clock, refresh
 from worker_scheduler.config.settings import Settings, load
 from worker_scheduler.fanout.context import TickContext
@@ -23,12 +24,17 @@ from worker_scheduler.fanout.report import Report
 from worker_scheduler.leases import Lease, heartbeat
 from worker_scheduler.ledger.clock import HostWatch, LedgerClock
 from worker_scheduler.ledger.database import Database
+from worker_scheduler.maintenance.watchdog import Watchdog
 from worker_scheduler.publisher.broker import BrokerState, OpaqueBroker
 from worker_scheduler.publisher.choice import choose
 from worker_scheduler.publisher.dispatch_message import DispatchSender
 from worker_scheduler.publisher.redis_broker import RedisBroker
+from worker_scheduler.worker import pool_memory
 from worker_scheduler.worker.claims import Worker
+from worker_scheduler.worker.lost_processes import LostProcesses
 from worker_scheduler.worker.pool_heartbeat import PoolHeartbeat
+from worker_scheduler.worker.pool_memory import Held, PoolMemory
+from worker_scheduler.worker.retry_on import loaded_at_first_error
 
 
 @contextmanager
@@ -119,15 +125,39 @@ def _kept_right(clock: Clock, lease: Lease) -> AbstractContextManager[None]:
     return heartbeat(ask_again, lease.heartbeat_seconds, "ledger clock")
 
 
-def pool_heartbeat(active: Callable[[], Iterable[UUID]]) -> PoolHeartbeat:
-    """The heartbeat of a worker's main process for the active jobs of its pool."""
+def pool_heartbeat(held: Callable[[], Iterable[Held]]) -> PoolHeartbeat:
+    """The heartbeat of a prefork worker's main process, for the attempts that its pool holds."""
     settings = load()
     database = open_database(settings, size=1)
     return PoolHeartbeat(
         database=database,
         clock=ledger_clock(database, settings.lease),
         lease=settings.lease,
-        active=active,
+        held=held,
+    )
+
+
+def lost_processes(memory: PoolMemory) -> LostProcesses:
+    """What a prefork worker's main process ends attempts with. Raises ConfigurationError."""
+    worker = process_worker()
+    return LostProcesses(memory, worker.database, worker.endings, load().job_timeout_seconds)
+
+
+def watchdog(worker_name: str) -> Watchdog:
+    """The watchdog of a worker's main process, which starts overdue reconcile passes."""
+    settings = load()
+    database = open_database(settings, size=1)
+    worker_id = str(os.getpid())
+
+    def command(begun_at: datetime) -> list[str]:
+        arguments = (worker_id, worker_name, begun_at.isoformat())
+        return child_process.command("worker_scheduler.pass_process", "main", *arguments)
+
+    return Watchdog(
+        database=database,
+        clock=ledger_clock(database, settings.lease),
+        interval=timedelta(seconds=settings.reconcile_interval_seconds),
+        command=command,
     )
 
 
@@ -149,5 +179,8 @@ def _worker_of(_process_id: int) -> Worker:
         clock=ledger_clock(heartbeat_database, settings.lease),
         lease=settings.lease,
         max_attempts=settings.sync_max_attempts,
+        retry_on=loaded_at_first_error(settings.sync_retry_on),
         heartbeat_database=heartbeat_database,
+        timeout_seconds=settings.job_timeout_seconds or None,
+        memory=pool_memory.shared(),
     )

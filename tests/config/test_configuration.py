@@ -91,6 +91,7 @@ BAD_VARIABLES = [
     *(("DISPATCH_CONCURRENCY", value) for value in ("0", "65", "many")),
     *(("VISIBILITY_TIMEOUT_SECONDS", value) for value in ("1", "86401", "x")),
     *(("SYNC_MAX_ATTEMPTS", value) for value in ("0", "1001", "x")),
+    *(("JOB_TIMEOUT_SECONDS", value) for value in ("-1", "0.5", "604801", "nan", "1h")),
     *(("REDIS_KEY_PREFIX", value) for value in ("a b", "p" * 65, "é")),
     *(
         ("DATABASE_URL", value)

@@ -12,7 +12,7 @@ RELIABILITY = ROOT / "docs" / "reliability.md"
 
 TEST_FILES = {
     file.name: set(re.findall(r"^ *def (test_\w+)", file.read_text(), re.M))
-    for folder in ("tests", "matrix", "clocks")
+    for folder in ("tests", "matrix", "clocks", "pools")
     for file in (ROOT / folder).rglob("test_*.py")
 }
 """The tests that each file defines."""

@@ -148,6 +148,17 @@ def test_without_catch_up_a_trigger_may_still_be_an_hour_late(
     assert states(ledger) == {"23": state}
 
 
+@pytest.mark.parametrize(("late", "state"), [(3 * HOUR, "ENQUEUED"), (3 * HOUR + INSTANT, "MISSED")])
+def test_without_catch_up_reconcile_starts_a_slot_within_three_long_intervals(
+    late: timedelta, state: str, context: TickContext, ledger: Ledger, clock: HandedClock
+) -> None:
+    """The bound of a worker whose pool is full."""
+    deployed_at(ledger, SLOT - HOUR)
+    clock.now = SLOT + late
+    reconciler.missed_slots(given(context, daily_catch_up="none", reconcile_interval_seconds=3600))
+    assert states(ledger) == {"23": state}
+
+
 def test_a_second_trigger_adds_only_new_users(context: TickContext, ledger: Ledger, broker: Broker) -> None:
     deployed_at(ledger, SLOT - HOUR)
     due_days.start_triggered(context, DailyOptions())

@@ -16,7 +16,7 @@ from tests.support.ledger import Ledger
 from tests.support.waiting import wait_until
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.ledger import batches, dead_workers, jobs, locks, rescue, runs
-from worker_scheduler.ledger.jobs import ClaimedJob
+from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.runs import NewRun
 from worker_scheduler.ledger.tables import Kind
 

@@ -28,8 +28,8 @@ from worker_scheduler.ledger import (
     suspects,
     waiting_jobs,
 )
+from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.database import Database
-from worker_scheduler.ledger.jobs import ClaimedJob
 from worker_scheduler.ledger.rescue import DueJob
 from worker_scheduler.ledger.tables import JobStatus, Kind
 from worker_scheduler.ledger.waiting_jobs import WaitingJob

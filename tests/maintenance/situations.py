@@ -19,7 +19,7 @@ from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.planner import Planner
 from worker_scheduler.fanout.tick import DAILY_TRIGGER
 from worker_scheduler.ledger import jobs, runs
-from worker_scheduler.ledger.jobs import ClaimedJob
+from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.runs import NewRun, Run
 from worker_scheduler.ledger.tables import JobStatus, Kind
 from worker_scheduler.maintenance import reconciler

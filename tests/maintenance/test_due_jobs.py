@@ -26,7 +26,7 @@ from worker_scheduler.config.options import BackfillOptions, DailyOptions
 from worker_scheduler.fanout import tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.ledger import jobs
-from worker_scheduler.ledger.jobs import ClaimedJob
+from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.maintenance import reconciler
 from worker_scheduler.publisher import GroupMessage

@@ -163,7 +163,8 @@ def test_a_job_whose_end_waits_for_postgres_is_not_run_again(context: TickContex
     """The worker repeats the end at ever longer intervals; its heart goes on beating."""
     (job_id,) = enqueue(context, ledger, 1)
     with Proxy(ledger.url) as away:
-        worker = Worker(database_of(away.url), utc_now, LEASE, 3, database_of(ledger.url, 1))
+        own = database_of(ledger.url, 1)
+        worker = Worker(database_of(away.url), utc_now, LEASE, 3, heartbeat_database=own)
         with ThreadPoolExecutor(1) as thread, reconciling(context) as taken:
             ending = Event()
             end = thread.submit(worker.run, job_id, lambda _: ending.wait(60))

@@ -1,5 +1,6 @@
 """The rule lost_messages: a message that is neither in its queue nor with a worker is sent again."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
@@ -7,6 +8,7 @@ from datetime import timedelta
 import pytest
 from redis import Redis
 
+from tests.maintenance.probe_queue import Queue
 from tests.maintenance.situations import (
     DAY,
     GRACE,
@@ -26,7 +28,7 @@ from tests.maintenance.situations import (
 from tests.support.contexts import INSTANT, HandedClock
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
-from worker_scheduler.config.options import DailyOptions
+from worker_scheduler.config.options import BackfillOptions, DailyOptions
 from worker_scheduler.fanout import tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.ledger import waiting_jobs
@@ -81,6 +83,41 @@ def test_nothing_is_lost_while_a_worker_may_hold_it(
     unacknowledged(broker, routing_key)
     clock.forward(GRACE)
     assert reconciler.lost_messages(context) == found
+
+
+def test_a_job_that_runs_holds_only_its_own_message(
+    context: TickContext, ledger: Ledger, broker: Broker, clock: HandedClock
+) -> None:
+    """Jobs that never end, in a pool that is full of them, hide no loss. A message in the queue does."""
+    queue = Queue(context, broker)
+    job_ids = enqueue(context, ledger, 5)
+    for job_id in job_ids[:2]:
+        queue.hold(queue.lose(job_id))
+    queue.lose(job_ids[3]), queue.lose(job_ids[4])
+    claim(context, job_ids[0])
+    clock.forward(GRACE)
+    assert reconciler.lost_messages(context) == 0  # one waits, and one is held by a worker before its claim
+    queue.lose(job_ids[2])
+    assert reconciler.lost_messages(context) == 0
+    claim(context, job_ids[1])
+    assert reconciler.lost_messages(context) == 3
+    assert {job["job_id"] for job in ledger.jobs() if job["not_before"]} == set(job_ids[2:])
+
+
+def test_a_job_that_runs_in_the_other_queue_does_not_hide_a_message_of_this_one(
+    context: TickContext, ledger: Ledger, broker: Broker, clock: HandedClock
+) -> None:
+    queue = Queue(context, broker)
+    daily = enqueue(context, ledger, 2)
+    tick.backfill(context, BackfillOptions(backfill_days=1, confirm=True))
+    other = ledger.value("SELECT job_id FROM sync_jobs WHERE triggered_by <> 'scheduler.daily' LIMIT 1")
+    with Redis.from_url(broker.url) as redis:
+        (raw,) = [m.raw for m in broker.messages("backfill") if m.task_id == str(other)]
+        redis.hset(queue.unacked, "tag", json.dumps([raw, "", "backfill"]))
+    claim(context, other)
+    queue.lose(daily[0])
+    clock.forward(GRACE)
+    assert reconciler.lost_messages(context) == 0  # the other daily job's message waits
 
 
 def test_a_message_between_queue_and_unacked_is_seen_by_the_second_look(

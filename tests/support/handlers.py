@@ -35,5 +35,10 @@ def wait_for_permission(job: SyncJob) -> None:
         time.sleep(0.02)
 
 
+def hang(job: SyncJob) -> None:
+    """Does not return."""
+    time.sleep(10**6)
+
+
 async def coroutine(job: SyncJob) -> None:
     """Not a valid handler: a worker would not await it, so it would do nothing."""

@@ -55,3 +55,9 @@ def once_more(job: SyncJob) -> None:
     _note(job)
     if job.attempt == 1:
         raise RetryLater("not yet", delay=0)
+
+
+def fail(job: SyncJob) -> None:
+    """Fails, with no chance to do better."""
+    _note(job)
+    raise RuntimeError("no such account")

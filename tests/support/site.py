@@ -35,8 +35,12 @@ class Site:
 
     @contextmanager
     def worker(self, handler: str, *arguments: str, name: str = "worker", **more: str) -> Iterator[Process]:
-        """Runs a prefork worker of one process, or of the pool in `arguments`; kills all its processes."""
-        environment = self.environment | {"SYNC_HANDLER": f"tests.support.long_handlers:{handler}"} | more
+        """Runs a prefork worker of one process, or of the pool in `arguments`; kills all its processes.
+
+        handler: a function of `long_handlers.py`, or module:function.
+        """
+        named = handler if ":" in handler else f"tests.support.long_handlers:{handler}"
+        environment = self.environment | {"SYNC_HANDLER": named} | more
         pool = () if "--pool" in arguments else ("--pool", "prefork", "--concurrency", "1")
         process = celery(
             environment, self.folder / f"{name}.log", "worker", "-Q", "daily", *pool, *OPTIONS, *arguments

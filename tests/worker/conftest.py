@@ -7,14 +7,16 @@ from uuid import UUID
 import pytest
 
 from tests.support.command_line import Outcome
-from tests.support.contexts import context_at
+from tests.support.contexts import NOON, HandedClock, context_at
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
+from tests.support.own_worker import Deployment
 from tests.support.site import KEY, LEASE_SECONDS, Site
 from tests.support.users import make_users
 from worker_scheduler.clock import utc_now
 from worker_scheduler.config.options import DailyOptions
 from worker_scheduler.fanout import tick
+from worker_scheduler.worker.claims import Worker
 
 
 @pytest.fixture
@@ -46,3 +48,12 @@ def job_id(scheduler: Callable[..., Outcome], ledger: Ledger) -> UUID:
     scheduler("backfill", "--backfill-days=30", f"--partition-key={KEY}")
     found: UUID = ledger.value("SELECT job_id FROM sync_jobs")
     return found
+
+
+@pytest.fixture
+def deployment(deployed: None, ledger: Ledger) -> Iterator[Deployment]:
+    clock = HandedClock()
+    ledger.execute(f"UPDATE sync_origin SET since = '{NOON}'")
+    with context_at(clock) as context:
+        worker = Worker(context.database, clock, context.settings.lease, max_attempts=3)
+        yield Deployment(context, worker, clock, ledger)

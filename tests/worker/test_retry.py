@@ -1,58 +1,15 @@
 """RetryLater: when a job comes back, and when it does not."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from uuid import UUID
 
 import pytest
 
-from tests.support.contexts import INSTANT, NOON, HandedClock, context_at
-from tests.support.ledger import Ledger, Row
+from tests.support.contexts import INSTANT, NOON
 from tests.support.messages import Broker
-from tests.support.users import make_users
-from worker_scheduler.config.options import DailyOptions
-from worker_scheduler.fanout import tick
-from worker_scheduler.fanout.context import TickContext
+from tests.support.own_worker import Deployment
 from worker_scheduler.maintenance import reconciler
-from worker_scheduler.worker import RetryLater, SyncJob
-from worker_scheduler.worker.claims import Worker
-
-
-@dataclass
-class Deployment:
-    """A worker and a ledger with jobs, on a clock that the test sets."""
-
-    context: TickContext
-    worker: Worker
-    clock: HandedClock
-    ledger: Ledger
-
-    def jobs(self, number: int) -> list[UUID]:
-        make_users(self.ledger.url, number)
-        tick.daily(self.context, DailyOptions(date=NOON.date()))
-        return [job["job_id"] for job in self.ledger.jobs()]
-
-    def run(self, job_id: UUID, retry: RetryLater) -> Row:
-        """Runs an attempt that raises `retry`; returns the job's row afterwards."""
-        self.worker.run(job_id, raising(retry))
-        return self.ledger.job(job_id)
-
-
-def raising(error: Exception) -> Callable[[SyncJob], None]:
-    def handler(job: SyncJob) -> None:
-        raise error
-
-    return handler
-
-
-@pytest.fixture
-def deployment(deployed: None, ledger: Ledger) -> Iterator[Deployment]:
-    clock = HandedClock()
-    ledger.execute(f"UPDATE sync_origin SET since = '{NOON}'")
-    with context_at(clock) as context:
-        worker = Worker(context.database, clock, context.settings.lease, max_attempts=3)
-        yield Deployment(context, worker, clock, ledger)
+from worker_scheduler.worker import RetryLater
 
 
 @pytest.mark.parametrize("delay", [90, 90.0, timedelta(seconds=90)])

@@ -23,7 +23,9 @@ from tests.support.users import make_users, user_id
 from tests.support.waiting import wait_until
 from worker_scheduler.errors import ConfigurationError, StoreUnavailable
 from worker_scheduler.wiring import process_worker
-from worker_scheduler.worker import SkipJob, SyncJob, claim, claims
+from worker_scheduler.worker import SkipJob, SyncJob, claim, patience
+from worker_scheduler.worker.claims import Worker
+from worker_scheduler.worker.endings import Endings
 from worker_scheduler.worker.handler_check import check_handler
 
 Scheduler = Callable[..., Outcome]
@@ -193,15 +195,15 @@ def test_a_stopped_pool_process_hands_the_job_back_and_exits(
     assert row["not_before"] <= datetime.now(UTC)
 
 
-@pytest.mark.parametrize("outage_at", ["_try_to_claim", "_finish"])
+@pytest.mark.parametrize(("part", "outage_at"), [(Worker, "_try_to_claim"), (Endings, "_finish")])
 def test_an_outage_of_our_own_store_reaches_the_caller(
-    outage_at: str, run: Run, job_id: UUID, monkeypatch: pytest.MonkeyPatch
+    part: type, outage_at: str, run: Run, job_id: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: object) -> None:
         raise StoreUnavailable("Postgres is away")
 
-    monkeypatch.setattr(claims, "_PATIENCE_SECONDS", 0)
-    monkeypatch.setattr(claims.Worker, outage_at, away)
+    monkeypatch.setattr(patience, "_PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(part, outage_at, away)
     with pytest.raises(StoreUnavailable, match="Postgres is away"):
         run(job_id, by_raising)
 

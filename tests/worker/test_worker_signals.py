@@ -133,17 +133,6 @@ def test_sigkill_of_the_main_process_is_repaired_by_reconcile(site: Site) -> Non
     assert job["attempt"] == 2
 
 
-def test_sigkill_of_the_pool_process_is_repaired_by_reconcile(site: Site) -> None:
-    """The main process starts a new pool process and no longer extends the lease."""
-    with site.worker("until_told") as worker:
-        os.kill(site.wait_for_attempt(1), signal.SIGKILL)
-        worker.wait_for_log("WorkerLostError")
-        assert site.job()["status"] == "RUNNING"
-        job = site.reconcile_until("COMPLETED")
-        assert worker.running
-    assert job["attempt"] == 2
-
-
 def _lives(pid: int) -> bool:
     """Whether a process with this id exists and is not a zombie."""
     stat = Path(f"/proc/{pid}/stat")

@@ -35,6 +35,8 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 _KEY_PREFIX = re.compile(r"[A-Za-z0-9._:-]{0,64}")
 _IDENTIFIER = r'(?:[A-Za-z_][A-Za-z0-9_$]{0,62}|"[^"\x00]{1,63}")'
 _RELATION = re.compile(rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})?")
+_CLASS = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+_ALL_OR_NONE = {"none", "all"}
 _HANDLER = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -74,6 +76,18 @@ def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _classes(value: object) -> object:
+    """`none`, `all`, or names between commas, in one spelling."""
+    if not isinstance(value, str):
+        return value
+    names = [name.strip() for name in value.split(",")]
+    if value.strip().lower() in _ALL_OR_NONE:
+        return value.strip().lower()
+    if any(name.lower() in _ALL_OR_NONE or not _CLASS.fullmatch(name) for name in names):
+        raise ValueError("is not a list of classes")
+    return ",".join(names)
 
 
 def _upper(value: object) -> object:
@@ -186,6 +200,14 @@ class Settings(BaseSettings):
     sync_max_attempts: values.Attempts = Field(
         3, description="attempts at a job before it counts as FAILED"
     )
+    job_timeout_seconds: values.TimeLimit = Field(
+        60 * 60, description="seconds after which a job that still runs is ended; 0: none"
+    )
+    sync_retry_on: Annotated[
+        str,
+        BeforeValidator(_classes),
+        Allowed("none, all, or classes between commas, such as JobTimeout,my_app.errors.Busy"),
+    ] = Field("none", description="workers only: the handler's errors after which a job is tried again")
     sync_handler: Annotated[
         str | None, _matching(_HANDLER, "handler"), Allowed("package.module:function")
     ] = Field(None, description="workers only: the function that does a job")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -57,6 +57,12 @@ def _days(value: object) -> object:
     return _whole_number(value.strip().removesuffix("d") if isinstance(value, str) else value)
 
 
+def _none_or_a_second(value: float) -> float:
+    if 0 < value < 1:
+        raise ValueError("is less than a second")
+    return value
+
+
 _BETWEEN = Allowed("a whole number from {low} to {high}")
 _AT_LEAST = Allowed("a whole number from {low}")
 _SECONDS = Allowed("a number of seconds from {low} to {high}")
@@ -65,6 +71,13 @@ BatchSize = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=5000),
 Seconds = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=3600, allow_inf_nan=False), _SECONDS]
 LeaseSeconds = Annotated[
     float, BeforeValidator(_no_bool), Field(ge=1, le=LONGEST_LEASE_SECONDS, allow_inf_nan=False), _SECONDS
+]
+TimeLimit = Annotated[
+    float,
+    BeforeValidator(_no_bool),
+    AfterValidator(_none_or_a_second),
+    Field(ge=0, le=604_800, allow_inf_nan=False),
+    Allowed("0, or a number of seconds from 1 to {high}"),
 ]
 JobCount = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=MAX_BIGINT), _AT_LEAST]
 UserCount = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=MAX_BIGINT), _AT_LEAST]

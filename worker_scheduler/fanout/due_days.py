@@ -33,7 +33,10 @@ due, so it may still run.
 """
 
 _LATE = timedelta(hours=1)
-"""How late a slot may be started with any setting, since a trigger waits for a free worker."""
+_LATE_INTERVALS = 3
+"""How late a slot may be started with any setting: an hour, or three intervals of reconcile if they are
+longer. A trigger waits for a free worker, and what reconcile starts in its place comes within that time.
+"""
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,8 @@ def _divide(
     """Divides the days without a run by DAILY_CATCH_UP: those that get one, and those that are missed."""
     policy = settings.daily_catch_up
     days = 0 if policy == "none" else settings.daily_catch_up_window
-    window = max(_LATE, timedelta(days=days))
+    late = max(_LATE, _LATE_INTERVALS * timedelta(seconds=settings.reconcile_interval_seconds))
+    window = max(late, timedelta(days=days))
     in_window = [slot for slot in pending if slot.due_at >= now - window]
     chosen = in_window if policy == "all" else in_window[-1:]
     return tuple(chosen), tuple(slot for slot in pending if slot not in chosen)

@@ -7,9 +7,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from worker_scheduler import logs
 from worker_scheduler.errors import SchedulerError
 from worker_scheduler.ledger.tables import Kind
 from worker_scheduler.outcome import Outcome
+
+log = logs.get_logger(__name__)
 
 
 @dataclass
@@ -85,3 +88,14 @@ class Report:
         if self.failure is not None:
             fields["error"] = str(self.failure)
         return fields
+
+
+def log_progress(report: Report) -> None:
+    """Logs one line per batch, for processes without a terminal."""
+    log.info(
+        "batch enqueued",
+        partition_key=report.partition_key,
+        batches=report.batches,
+        enqueued=report.jobs_enqueued,
+        selected=report.users_total_selected,
+    )

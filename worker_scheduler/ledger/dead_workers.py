@@ -76,7 +76,7 @@ _RESCUE = text(
     f"""
     {_HELD}
     UPDATE sync_jobs j SET status = 'PENDING', leased_until = NULL, not_before = :now
-    FROM held seen WHERE {_UNCHANGED} AND j.attempt < :max_attempts
+    FROM held seen WHERE {_UNCHANGED} AND j.attempt < coalesce(j.attempts_allowed, :max_attempts)
     """
 )
 
@@ -85,7 +85,7 @@ _GIVE_UP = text(
     {_HELD}
     UPDATE sync_jobs j SET status = 'FAILED', leased_until = NULL, completed_at = :now,
         error_message = 'gave up after ' || j.attempt || ' attempts: worker lost'
-    FROM held seen WHERE {_UNCHANGED} AND j.attempt >= :max_attempts
+    FROM held seen WHERE {_UNCHANGED} AND j.attempt >= coalesce(j.attempts_allowed, :max_attempts)
     """
 )
 
@@ -110,7 +110,10 @@ def still_expired(connection: Connection, page: Page) -> Page | None:
 
 
 def rescue(connection: Connection, page: Page, *, now: datetime, max_attempts: int) -> int:
-    """Moves the unchanged jobs of a page RUNNING → PENDING, due, if attempts are left; returns how many."""
+    """Moves the unchanged jobs of a page RUNNING → PENDING, due, if attempts are left; returns how many.
+
+    max_attempts: of a job whose row does not say.
+    """
     parameters = {**_given(page), "now": now, "max_attempts": max_attempts}
     return connection.execute(_RESCUE, parameters).rowcount
 

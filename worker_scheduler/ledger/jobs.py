@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy import Connection, TextClause, text
 
 from worker_scheduler.leases import Renewal
+from worker_scheduler.ledger.attempts import (
+    COLUMNS,
+    AttemptStatement,
+    ClaimedJob,
+    by_job,
+    claimed_job,
+    parameters_of,
+)
 from worker_scheduler.ledger.by_id import within_runs
 from worker_scheduler.ledger.formats import execute_with_text, raw, text_of
 from worker_scheduler.ledger.lease_sql import WAITED
@@ -22,59 +28,14 @@ from worker_scheduler.ledger.months import month_of, run_ids_of
 from worker_scheduler.ledger.names import is_divided
 from worker_scheduler.ledger.tables import JobStatus
 
-
-@dataclass(frozen=True)
-class ClaimedJob:
-    """One attempt at a job, held by a worker until its lease runs out. The fields are those of _JOB."""
-
-    job_id: UUID
-    run_id: UUID | None
-    user_id: UUID
-    github_login: str | None
-    partition_key: str
-    triggered_by: str
-    backfill_days: int | None
-    attempt: int
-
-
-# A login comes from the users, and an older scheduler's rows have any key: none may stop a claim.
-_JOB = (
-    f"job_id, run_id, user_id, {raw('github_login')}, {raw('partition_key')}, {raw('triggered_by')},"
-    " backfill_days, attempt"
-)
 LONGEST_ERROR = 500
 """Characters of an error message that a row holds."""
-
-
-class _JobStatement(NamedTuple):
-    """A statement about one job, with and without a range of run ids around it.
-
-    With the range Postgres plans for one partition and locks only that one, in a fraction of the time. A
-    table that is not divided needs none.
-    """
-
-    within_run: TextClause
-    by_id_only: TextClause
-
-    def for_attempt(self, connection: Connection, job: ClaimedJob) -> TextClause:
-        """The variant whose parameters `_attempt` gives."""
-        use_run = job.run_id is not None and is_divided(connection)
-        return self.within_run if use_run else self.by_id_only
-
-
-def _by_job(statement: str) -> _JobStatement:
-    by_id = "job_id = :job_id"
-    return _JobStatement(
-        within_run=text(statement.format(job=f"{by_id} AND {within_runs()}", columns=_JOB)),
-        by_id_only=text(statement.format(job=by_id, columns=_JOB)),
-    )
-
 
 # A PENDING job that has a lease: reconcile is publishing its message again, so the job is due, even if this
 # worker's clock is behind. If the claim were refused, the message would be gone.
 # A claim that took the row's lock first would take a tenth longer. So this one tells how long it has
 # waited, and if that is long, its lease is renewed.
-_CLAIM = _by_job(
+_CLAIM = by_job(
     f"""
     UPDATE sync_jobs SET status = 'RUNNING', attempt = attempt + 1, started_at = :now,
         leased_until = :leased_until + {WAITED}, not_before = NULL
@@ -86,7 +47,7 @@ _CLAIM = _by_job(
 
 # One statement per final state: in an adopted table status may be an enum, which takes no text parameter.
 _FINISH = {
-    status: _by_job(
+    status: by_job(
         f"""
         UPDATE sync_jobs SET status = '{status}', error_message = :error_message,
             completed_at = :now, leased_until = NULL
@@ -96,11 +57,28 @@ _FINISH = {
     for status in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.SKIPPED)
 }
 
-_PUT_OFF = _by_job(
+_PUT_OFF = by_job(
     """
     UPDATE sync_jobs SET status = 'PENDING', error_message = :error_message, not_before = :not_before,
         leased_until = NULL
     WHERE {job} AND status || '' = 'RUNNING' AND attempt = :attempt
+    """
+)
+
+# An interruption by the worker's stop. The job is due at once, so that it need not wait for its lease.
+_HAND_BACK = by_job(
+    """
+    UPDATE sync_jobs SET status = 'PENDING', error_message = NULL, not_before = :now, leased_until = NULL,
+        interruptions = interruptions + 1, attempts_allowed = :attempts_allowed
+    WHERE {job} AND status || '' = 'RUNNING' AND attempt = :attempt
+    """
+)
+
+# Without its lease: a pass that is publishing the job would otherwise note it as published.
+_POSTPONE = text(
+    """
+    UPDATE sync_jobs SET not_before = :not_before, leased_until = NULL
+    WHERE job_id = :job_id AND status || '' = 'PENDING'
     """
 )
 
@@ -133,12 +111,12 @@ def _extend_leases(within: str) -> TextClause:
     )
 
 
-_EXTEND_LEASES = _JobStatement(
+_EXTEND_LEASES = AttemptStatement(
     within_run=_extend_leases(within_runs("j.run_id")), by_id_only=_extend_leases("true")
 )
 _ATTEMPTS_PER_STATEMENT = 1000
 
-_RUNNING = text(f"SELECT {_JOB} FROM sync_jobs WHERE job_id = :job_id AND status = 'RUNNING'")
+_RUNNING = text(f"SELECT {COLUMNS} FROM sync_jobs WHERE job_id = :job_id AND status = 'RUNNING'")
 
 _COUNT = text(
     f"""
@@ -161,7 +139,7 @@ def claim(connection: Connection, job_id: UUID, now: datetime, leased_until: dat
         row = connection.execute(_CLAIM.by_id_only, parameters).one_or_none()
     if row is None:
         return None
-    job = _claimed(connection, row)
+    job = claimed_job(connection, row)
     if row.waited:
         extend_leases(connection, [job], leased_until + timedelta(seconds=row.waited))
     return job
@@ -176,7 +154,7 @@ def finish(
 ) -> bool:
     """Moves a job RUNNING → `status`; False if this attempt is no longer the one that runs."""
     statement = _FINISH[status].for_attempt(connection, job)
-    parameters = {**_attempt(job), "error_message": error_message, "now": now}
+    parameters = {**parameters_of(job), "error_message": error_message, "now": now}
     return _store_error(connection, statement, parameters) == 1
 
 
@@ -188,8 +166,24 @@ def put_off(
     not_before: datetime,
 ) -> bool:
     """Moves a job RUNNING → PENDING, to be published again at `not_before`; False as for `finish`."""
-    parameters = {**_attempt(job), "error_message": error_message, "not_before": not_before}
+    parameters = {**parameters_of(job), "error_message": error_message, "not_before": not_before}
     return _store_error(connection, _PUT_OFF.for_attempt(connection, job), parameters) == 1
+
+
+def hand_back(
+    connection: Connection, job: ClaimedJob, *, attempts_allowed: int | None, now: datetime
+) -> bool:
+    """Moves a job RUNNING → PENDING, due now: its worker is being stopped. Counts the interruption and
+    sets how many attempts are allowed; False as for `finish`.
+    """
+    parameters = {**parameters_of(job), "attempts_allowed": attempts_allowed, "now": now}
+    return connection.execute(_HAND_BACK.for_attempt(connection, job), parameters).rowcount == 1
+
+
+def postpone(connection: Connection, job_id: UUID, not_before: datetime) -> bool:
+    """Leaves a PENDING job PENDING, to be published again at `not_before`; False if it is not PENDING."""
+    parameters = {"job_id": job_id, "not_before": not_before}
+    return connection.execute(_POSTPONE, parameters).rowcount == 1
 
 
 def in_groups(jobs: Iterable[ClaimedJob]) -> list[list[ClaimedJob]]:
@@ -228,7 +222,7 @@ def extend_leases(
 def running(connection: Connection, job_id: UUID) -> ClaimedJob | None:
     """The attempt at the job that runs now, or None."""
     row = connection.execute(_RUNNING, {"job_id": job_id}).one_or_none()
-    return None if row is None else _claimed(connection, row)
+    return None if row is None else claimed_job(connection, row)
 
 
 def count_by_status(connection: Connection, partition_key: str) -> dict[str, int]:
@@ -237,21 +231,6 @@ def count_by_status(connection: Connection, partition_key: str) -> dict[str, int
     for row in connection.execute(_COUNT, {"partition_key": partition_key}):
         counts[str(text_of(connection, row.status))] = row.job_count
     return counts
-
-
-def _claimed(connection: Connection, row: Row[Any]) -> ClaimedJob:
-    """The job of a row that begins with the columns of _JOB."""
-    job_id, run_id, user_id, login, partition_key, triggered_by, backfill_days, attempt, *_ = tuple(row)
-    return ClaimedJob(
-        job_id=job_id,
-        run_id=run_id,
-        user_id=user_id,
-        github_login=text_of(connection, login),
-        partition_key=text_of(connection, partition_key) or "",
-        triggered_by=text_of(connection, triggered_by) or "",
-        backfill_days=backfill_days,
-        attempt=attempt,
-    )
 
 
 def _store_error(connection: Connection, statement: TextClause, parameters: dict[str, object]) -> int:
@@ -268,8 +247,3 @@ def _month_of_run(job: ClaimedJob) -> date | None:
 def _runs_of(month: date) -> dict[str, object]:
     first, following = run_ids_of(month)
     return {"first_run_id": first, "last_run_id": UUID(int=following.int - 1)}
-
-
-def _attempt(job: ClaimedJob) -> dict[str, object]:
-    run = {} if job.run_id is None else {"first_run_id": job.run_id, "last_run_id": job.run_id}
-    return {"job_id": job.job_id, "attempt": job.attempt, **run}

@@ -164,6 +164,10 @@ sync_jobs = Table(
     Column("republished_in", Uuid),
     # When it was last published on its own. NULL: it was published with its batch, or will be.
     Column("republished_at", UTC_TIME),
+    # How many attempts it may have. NULL: SYNC_MAX_ATTEMPTS.
+    Column("attempts_allowed", SmallInteger),
+    # How many attempts were cut short because their worker was stopped.
+    Column("interruptions", SmallInteger, nullable=False, server_default=text("0")),
     CheckConstraint(_one_of("status", JobStatus), name="sync_jobs_status_check"),
     # One job per user per partition: each partition has one run. The index is partial, since an older
     # scheduler's rows may repeat a user.

@@ -19,8 +19,8 @@ from sqlalchemy.exc import DBAPIError
 from worker_scheduler import logs
 from worker_scheduler.errors import ConfigurationError
 from worker_scheduler.ledger import jobs
+from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.database import is_outage, postgres_reason
-from worker_scheduler.ledger.jobs import ClaimedJob
 from worker_scheduler.ledger.months import new_run_id
 from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.partition_keys import LONGEST_KEY
@@ -97,6 +97,12 @@ def _through_every_state(connection: Connection, user_id: UUID, github_login: st
             lambda: jobs.put_off(connection, job, error_message=_LONGEST_ERROR, not_before=now),
         )
 
+    def hand_back(job: ClaimedJob) -> None:
+        _try(
+            "RUNNING → PENDING with an interruption",
+            lambda: jobs.hand_back(connection, job, attempts_allowed=2, now=now),
+        )
+
     def finish(job: ClaimedJob, status: JobStatus, error_message: str | None) -> None:
         _try(f"RUNNING → {status}", lambda: jobs.finish(connection, job, status, error_message, now))
 
@@ -107,6 +113,7 @@ def _through_every_state(connection: Connection, user_id: UUID, github_login: st
         for days in (1, 3650)
     )
     put_off(claim(daily))
+    hand_back(claim(daily))
     finish(claim(daily), JobStatus.COMPLETED, None)
     finish(claim(first), JobStatus.FAILED, _LONGEST_ERROR)
     finish(claim(second), JobStatus.SKIPPED, _LONGEST_ERROR)

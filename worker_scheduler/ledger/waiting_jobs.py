@@ -104,6 +104,14 @@ _MAKE_DUE = by_id(
     """
 )
 
+_NUMBER_RUNNING = by_id(
+    """
+    SELECT count(*) FROM sync_jobs
+    WHERE job_id = ANY(CAST(:job_ids AS uuid[])) AND {within_runs}
+        AND coalesce(run_id = ANY(CAST(:run_ids AS uuid[])), false) AND status || '' = 'RUNNING'
+    """
+)
+
 
 def page(
     connection: Connection, run_id: UUID, *, cutoff: datetime, after: WaitingJob | None, limit: int
@@ -159,6 +167,12 @@ def make_due(
         return 0
     parameters = {"job_ids": job_ids, **runs([run_id]), "now": now}
     return connection.execute(_MAKE_DUE.for_table(connection), parameters).rowcount
+
+
+def number_running(connection: Connection, run_ids: Sequence[UUID], job_ids: Sequence[str]) -> int:
+    """How many of these jobs are RUNNING, and of one of these runs. run_ids: at least one."""
+    parameters = {"job_ids": list(job_ids), "run_ids": [str(run_id) for run_id in run_ids], **runs(run_ids)}
+    return int(connection.execute(_NUMBER_RUNNING.for_table(connection), parameters).scalar_one())
 
 
 def batches_of(jobs: Sequence[WaitingJob]) -> list[int]:

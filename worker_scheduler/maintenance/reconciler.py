@@ -10,10 +10,12 @@ from functools import partial
 from typing import Any
 
 from worker_scheduler import logs
+from worker_scheduler.clock import Clock
 from worker_scheduler.errors import SchedulerError
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.dispatcher_requests import ReconcileRequests
 from worker_scheduler.ledger import passes, schema
+from worker_scheduler.ledger.database import Database
 from worker_scheduler.maintenance.rules import epochs
 from worker_scheduler.maintenance.rules.dead_workers import Judge, dead_workers
 from worker_scheduler.maintenance.rules.due_jobs import due_jobs
@@ -28,6 +30,7 @@ __all__ = [
     "RULES",
     "Reconciliation",
     "abandoned_runs",
+    "begin_pass",
     "dead_workers",
     "due_jobs",
     "expired_locks",
@@ -38,6 +41,7 @@ __all__ = [
     "missed_slots",
     "next_month",
     "reconcile",
+    "reconcile_begun",
     "reconcile_if_due",
 ]
 
@@ -94,34 +98,48 @@ class Reconciliation:
 
 
 def reconcile_if_due(context: TickContext) -> Reconciliation | None:
-    """Runs a pass that a message asks for; None if the last one for a message was a moment ago.
+    """Runs a pass that a message asks for; None if the last one that was not a command's was a moment ago.
 
     While no worker runs, messages pile up, and one pass does the work of them all. Raises as `reconcile`
     does.
     """
     interval = timedelta(seconds=context.settings.reconcile_interval_seconds)
-    begun_at = context.clock()
-    with context.database.autocommit() as connection:
+    begun_at = begin_pass(context.database, context.clock, interval, _SHARE_AFTER_BEGIN)
+    if begun_at is None:
+        log.debug("no pass, the last one was a moment ago")
+        return None
+    return reconcile_begun(context, begun_at)
+
+
+def begin_pass(
+    database: Database, clock: Clock, interval: timedelta, share_after_begin: float
+) -> datetime | None:
+    """Notes that a pass begins, which the caller then must run; returns when it began.
+
+    None if another one began less than that share of an interval ago, or has just ended. Of several
+    processes that ask at once, one gets the pass. Raises as `reconcile` does.
+    """
+    begun_at = clock()
+    with database.autocommit() as connection:
         schema.require_current(connection)
-        if not passes.begin(
+        begun = passes.begin(
             connection,
             _PASS,
             begun_at,
-            after_begin=interval * _SHARE_AFTER_BEGIN,
+            after_begin=interval * share_after_begin,
             longest_rest=interval * _LONGEST_REST,
-        ):
-            log.debug("no pass, the last one was a moment ago")
-            return None
+        )
+    return begun_at if begun else None
+
+
+def reconcile_begun(context: TickContext, begun_at: datetime) -> Reconciliation:
+    """Runs the pass that `begin_pass` has noted, and notes its end. Raises as `reconcile` does."""
     try:
         return reconcile(context)
     finally:
-        _note_end(context, begun_at)
-
-
-def _note_end(context: TickContext, begun_at: datetime) -> None:
-    # Without it, only the messages that still wait may each make a pass.
-    with suppress(SchedulerError), context.database.autocommit() as connection:
-        passes.end(connection, _PASS, begun_at, context.clock())
+        # If its end is not noted, only the messages that still wait may each make a pass.
+        with suppress(SchedulerError), context.database.autocommit() as connection:
+            passes.end(connection, _PASS, begun_at, context.clock())
 
 
 def reconcile(context: TickContext) -> Reconciliation:

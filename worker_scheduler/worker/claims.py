@@ -2,69 +2,86 @@
 
 from __future__ import annotations
 
-import random
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
-from typing import NamedTuple, TypeVar
 from uuid import UUID
-
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from worker_scheduler import logs
 from worker_scheduler.clock import Clock, refresh
-from worker_scheduler.errors import StoreUnavailable
 from worker_scheduler.leases import Lease, Renewal, SharedHeartbeat
 from worker_scheduler.ledger import any_job, jobs, probes, revoked_jobs
+from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.database import Database
-from worker_scheduler.ledger.jobs import ClaimedJob
-from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.probe_ids import is_probe
-from worker_scheduler.redaction import error_text, mask_passwords
+from worker_scheduler.worker.endings import Ending, Endings
 from worker_scheduler.worker.naming import name_of, naming
+from worker_scheduler.worker.overdue import RunningAttempt, RunningAttempts
+from worker_scheduler.worker.patience import retry_while_unavailable
+from worker_scheduler.worker.pool_memory import PoolMemory
 from worker_scheduler.worker.renewal import renew_together
+from worker_scheduler.worker.retry_on import RetryOn, never
 from worker_scheduler.worker.returned import require_finished
 from worker_scheduler.worker.termination import is_termination
+from worker_scheduler.worker.time_limit import (
+    GRACE_SECONDS,
+    Alarm,
+    GreenletTimer,
+    Interruption,
+    NoInterruption,
+    call,
+    greenlet_of_a_pool,
+)
 from worker_scheduler.worker.types import RetryLater, SkipJob, SyncJob
 
 log = logs.get_logger(__name__)
 
-_PATIENCE_SECONDS = 600.0
-"""How long a worker waits for Postgres to come back. Its message stays unacknowledged until then."""
+_STOP_SECONDS = 1.0
+"""How long a process that is terminated waits to hear that its whole worker is being stopped. A platform
+signals all processes at once, and the main process may be the last to handle it.
+"""
 
-_FIRST_BACKOFF_SECONDS = 30.0
-_LONGEST_BACKOFF_SECONDS = 3600.0
-
-_Result = TypeVar("_Result")
-
-
-class Ending(NamedTuple):
-    """How an attempt ended: the state that it gave the job, and the text in the job's row."""
-
-    status: JobStatus
-    text: str | None
+_BESIDE_ITSELF = timedelta(minutes=1)
+"""For how long a job is put off that comes to a process in which an earlier attempt still runs."""
 
 
 @dataclass(frozen=True)
 class Worker:
     """Claims jobs and finishes them.
 
-    max_attempts: how many attempts a job has in total. heartbeat_database: connections for the heartbeat
+    max_attempts, retry_on: as for Endings. heartbeat_database: connections for the heartbeat
     alone, so that jobs whose end waits for a lock cannot take them all; None: those of `database`.
+    timeout_seconds: how long an attempt may take; None: as long as it needs. memory: what this process
+    shares with the others of its prefork worker; None: it has none.
     """
 
     database: Database
     clock: Clock
     lease: Lease
     max_attempts: int
+    retry_on: RetryOn = never
     heartbeat_database: Database | None = None
+    timeout_seconds: float | None = None
+    memory: PoolMemory | None = None
+
+    @cached_property
+    def endings(self) -> Endings:
+        """Records how this worker's attempts end."""
+        return Endings(self.database, self.clock, self.max_attempts, self.retry_on)
 
     @cached_property
     def shared_heartbeat(self) -> SharedHeartbeat[ClaimedJob]:
         """Renews the leases of the jobs that run; one thread, started by the first of them."""
         return SharedHeartbeat(self._renew, self.lease.heartbeat_seconds)
+
+    @cached_property
+    def running(self) -> RunningAttempts:
+        """The attempts that this process runs."""
+        return RunningAttempts(self._end_overdue)
 
     @contextmanager
     def claim(self, job_id: UUID) -> Iterator[SyncJob | None]:
@@ -73,16 +90,16 @@ class Worker:
         if job is None:
             yield None
             return
-        with self._renewing(job):
+        with self._renewing(job, self.timeout_seconds) as attempt:
             try:
                 yield _sync_job(job)
             except (SkipJob, RetryLater) as ending:
-                self._record(job, ending)
+                self._record(attempt, ending)
             except BaseException as error:  # sys.exit() and asyncio's cancellations end the body, too
-                self._record(job, error)
+                self._record(attempt, error)
                 raise
             else:
-                self._record(job, None)
+                self._record(attempt, None)
 
     def run(self, job_id: UUID, handler: Callable[[SyncJob], object]) -> Ending | None:
         """Does a job with a handler. What the handler raises goes into the job's row and the log only.
@@ -95,9 +112,11 @@ class Worker:
         job = self._claim_or_log(job_id)
         if job is None:
             return None
-        with self._renewing(job):
-            raised = self._call(handler, job)
-            ending = self._record(job, raised)
+        interruption, limit_in_ledger = self._limits()
+        with self._renewing(job, limit_in_ledger) as attempt, self._noting(job):
+            raised, timed_out = call(lambda: require_finished(handler(_sync_job(job))), interruption)
+            self._note(job, limit_seconds=None)  # nothing may interrupt what follows
+            ending = self._record(attempt, raised, timed_out)
         if raised is not None and is_termination(raised):
             raise raised
         return ending
@@ -109,7 +128,7 @@ class Worker:
             with self.database.autocommit() as connection:
                 probes.note_arrival(connection, probe_id, self.clock())
 
-        self._retry_while_unavailable(note)
+        retry_while_unavailable(note)
 
     def skip_revoked(self, job_id: UUID, killed: bool) -> None:
         """Records that a job was revoked, unless it has ended. killed: also if it runs.
@@ -122,14 +141,21 @@ class Worker:
             with self.database.autocommit() as connection:
                 return skip(connection, job_id, self.clock())
 
-        if self._retry_while_unavailable(step):
+        if retry_while_unavailable(step):
             log.info("job skipped, it was revoked", **self._told(job_id))
 
     def _claim_or_log(self, job_id: UUID) -> ClaimedJob | None:
         if is_probe(job_id):
             self.answer_probe(job_id)
             return None
-        job = self._retry_while_unavailable(lambda: self._try_to_claim(job_id))
+        if job_id in self.running:
+            # Its lease ran out, or its time. Two attempts must not run beside each other here.
+            if retry_while_unavailable(lambda: self._try_to_postpone(job_id)):
+                log.warning("job put off, an earlier attempt still runs here", **self._told(job_id))
+                return None
+            job = None
+        else:
+            job = retry_while_unavailable(lambda: self._try_to_claim(job_id))
         if job is None:
             log.info("message ignored, its job is not waiting", **self._told(job_id))
         return job
@@ -144,7 +170,7 @@ class Worker:
                 return {"job_id": str(job_id), "status": "unknown"}
             return {**naming(found), "status": found.status}
 
-        return self._retry_while_unavailable(look)
+        return retry_while_unavailable(look)
 
     def _try_to_claim(self, job_id: UUID) -> ClaimedJob | None:
         refresh(self.clock)  # after a long rest there was no heartbeat
@@ -152,93 +178,87 @@ class Worker:
         with self.database.autocommit() as connection:
             return jobs.claim(connection, job_id, now, self.lease.until(now))
 
-    def _call(self, handler: Callable[[SyncJob], object], job: ClaimedJob) -> BaseException | None:
-        """What the handler raised, or None if it returned and has done its work."""
-        try:
-            require_finished(handler(_sync_job(job)))
-        except BaseException as error:  # noqa: BLE001 - sys.exit() and asyncio's cancellations end it, too
-            return error
-        return None
+    def _try_to_postpone(self, job_id: UUID) -> bool:
+        with self.database.autocommit() as connection:
+            return jobs.postpone(connection, job_id, self.clock() + _BESIDE_ITSELF)
 
-    def _renewing(self, job: ClaimedJob) -> AbstractContextManager[None]:
+    def _limits(self) -> tuple[Interruption, float | None]:
+        """What interrupts a handler in this thread, and when the limit ends its job in the ledger."""
+        seconds = self.timeout_seconds
+        if seconds is None:
+            return NoInterruption(), None
+        if self._in_pool and threading.current_thread() is threading.main_thread():
+            return Alarm(seconds), None  # the main process sees to what goes on after it
+        greenlet = greenlet_of_a_pool()
+        if greenlet is not None:
+            return GreenletTimer(greenlet, seconds), seconds + 2 * GRACE_SECONDS
+        return NoInterruption(), seconds
+
+    @property
+    def _in_pool(self) -> bool:
+        return self.memory is not None and self.memory.entered
+
+    @contextmanager
+    def _noting(self, job: ClaimedJob) -> Iterator[None]:
+        """Lets the main process of a prefork worker know which attempt this process holds.
+
+        The note stays if this process ends before it has recorded the end: the main process then does.
+        """
+        self._note(job, self.timeout_seconds)
+        try:
+            yield
+        except Exception:  # the process goes on
+            self._forget()
+            raise
+        self._forget()
+
+    def _forget(self) -> None:
+        if self.memory is not None:
+            self.memory.clear()
+
+    def _note(self, job: ClaimedJob, limit_seconds: float | None) -> None:
+        if self.memory is not None:
+            deadline = 0.0 if limit_seconds is None else time.monotonic() + limit_seconds
+            self.memory.note(job.job_id, job.attempt, deadline)
+
+    def _record(
+        self, attempt: RunningAttempt, raised: BaseException | None, timed_out: bool = False
+    ) -> Ending | None:
+        """Records how an attempt ended. timed_out: whether it was interrupted; then what it made of that
+        counts only if it asks for something else by SkipJob or RetryLater.
+        """
+        if not attempt.take():
+            log.warning("code of a timed-out job has ended", **naming(attempt.job))
+            return attempt.ended_by_limit()
+        if timed_out and self.timeout_seconds and not isinstance(raised, SkipJob | RetryLater):
+            return self.endings.time_out(attempt.job, self.timeout_seconds)
+        if raised is not None and is_termination(raised) and not self._is_being_stopped():
+            return self.endings.lose(attempt.job, "its process was terminated")
+        return self.endings.record(attempt.job, raised)
+
+    def _is_being_stopped(self) -> bool:
+        """Whether the whole worker is being stopped, not only this process. Without its memory, yes."""
+        return self.memory is None or not self._in_pool or self.memory.wait_for_stop(_STOP_SECONDS)
+
+    def _end_overdue(self, job: ClaimedJob) -> Ending | None:
+        ending = self.endings.time_out(job, self.timeout_seconds or 0.0)
+        self.shared_heartbeat.drop(job)
+        log.warning("timed-out job still holds a thread, its code goes on", **naming(job))
+        return ending
+
+    @contextmanager
+    def _renewing(self, job: ClaimedJob, limit_seconds: float | None) -> Iterator[RunningAttempt]:
         """Keeps the lease until the end is recorded: that may take as long as a lock or an outage."""
-        return self.shared_heartbeat.keep(job, name_of(job))
+        with (
+            self.shared_heartbeat.keep(job, name_of(job)),
+            self.running.keep(job, limit_seconds) as attempt,
+        ):
+            yield attempt
 
     def _renew(self, held: Sequence[ClaimedJob]) -> Renewal[ClaimedJob]:
         refresh(self.clock)
         database = self.heartbeat_database or self.database
         return renew_together(database, self.clock, self.lease, held)
-
-    def _record(self, job: ClaimedJob, raised: BaseException | None) -> Ending | None:
-        """Moves the job to the state that follows from what its handler raised; None: it returned."""
-        if raised is None:
-            return self._finish(job, JobStatus.COMPLETED, None)
-        if isinstance(raised, SkipJob):
-            return self._finish(job, JobStatus.SKIPPED, _storable(error_text(raised)))
-        if isinstance(raised, RetryLater):
-            return self._put_off(job, raised)
-        if is_termination(raised):
-            return self._hand_back(job)
-        return self._fail(job, raised)
-
-    def _fail(self, job: ClaimedJob, error: BaseException) -> Ending | None:
-        message = _storable(f"{type(error).__name__}: {error_text(error)}")
-        log.warning("job failed", **naming(job), error=message, exc_info=error)
-        return self._finish(job, JobStatus.FAILED, message)
-
-    def _put_off(self, job: ClaimedJob, retry: RetryLater) -> Ending | None:
-        reason = _storable(error_text(retry))
-        if job.attempt >= self.max_attempts:
-            gave_up = f"gave up after {job.attempt} attempts: {reason or 'RetryLater'}"
-            return self._finish(job, JobStatus.FAILED, _storable(gave_up))
-        delay = _backoff(job.attempt) if retry.delay is None else max(retry.delay, timedelta(0))
-        return self._return_to_pending(job, reason or None, self.clock() + delay)
-
-    def _hand_back(self, job: ClaimedJob) -> Ending | None:
-        """Makes the job due at once, so that it need not wait for its lease to run out."""
-        log.info("job handed back, its worker is being stopped", **naming(job))
-        return self._return_to_pending(job, None, self.clock())
-
-    def _finish(self, job: ClaimedJob, status: JobStatus, message: str | None) -> Ending | None:
-        def finish() -> bool:
-            with self.database.autocommit() as connection:
-                return jobs.finish(connection, job, status, message, self.clock())
-
-        return Ending(status, message) if self._end(job, finish) else None
-
-    def _return_to_pending(
-        self, job: ClaimedJob, reason: str | None, not_before: datetime
-    ) -> Ending | None:
-        def put_off() -> bool:
-            with self.database.autocommit() as connection:
-                return jobs.put_off(connection, job, error_message=reason, not_before=not_before)
-
-        return Ending(JobStatus.PENDING, reason) if self._end(job, put_off) else None
-
-    def _end(self, job: ClaimedJob, step: Callable[[], bool]) -> bool:
-        ended = self._retry_while_unavailable(step)
-        if not ended:
-            log.warning("job unchanged, this attempt no longer holds it", **naming(job))
-        return ended
-
-    def _retry_while_unavailable(self, step: Callable[[], _Result]) -> _Result:
-        """Repeats a step while Postgres is unavailable.
-
-        If only the answer was lost, the step is repeated though it did happen. Each step names the state
-        that it starts from, so the second time it changes nothing.
-        """
-        for attempt in Retrying(
-            retry=retry_if_exception_type(StoreUnavailable),
-            wait=wait_exponential_jitter(multiplier=0.2, max=15),
-            stop=stop_after_delay(_PATIENCE_SECONDS),
-            before_sleep=lambda state: log.warning(
-                "waiting for Postgres", error=str(state.outcome and state.outcome.exception())
-            ),
-            reraise=True,
-        ):
-            with attempt:
-                return step()
-        raise AssertionError("unreachable: Retrying returns or raises")
 
 
 def _sync_job(claimed: ClaimedJob) -> SyncJob:
@@ -251,15 +271,3 @@ def _sync_job(claimed: ClaimedJob) -> SyncJob:
         backfill_days=claimed.backfill_days,
         attempt=claimed.attempt,
     )
-
-
-def _storable(text: str) -> str:
-    """`text` as error_message stores it: passwords masked, at most 500 characters, no NUL."""
-    encodable = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\x00", "\\x00")
-    return mask_passwords(encodable)[: jobs.LONGEST_ERROR]
-
-
-def _backoff(attempt: int) -> timedelta:
-    """30 s, 60 s, 120 s … up to an hour; each shortened by up to half, so that retries spread out."""
-    full = min(_FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1), _LONGEST_BACKOFF_SECONDS)
-    return timedelta(seconds=full * random.uniform(0.5, 1.0))

@@ -1,4 +1,4 @@
-"""Checks the handler in a process of its own, before a worker starts.
+"""Checks the handler, and the classes of SYNC_RETRY_ON, in a process of its own before a worker starts.
 
 The main process of a prefork worker does not import the handler's module: the pool is forked from it, and
 would share what the module has opened.
@@ -10,31 +10,29 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from tempfile import TemporaryFile
 
-from worker_scheduler import logs
+from worker_scheduler import child_process, logs
 from worker_scheduler.errors import ConfigurationError
 from worker_scheduler.worker.handler import load_handler, require_name
+from worker_scheduler.worker.retry_on import NONE, load_retry_on
 
 log = logs.get_logger(__name__)
 
 _LONGEST_IMPORT_SECONDS = 120.0
 
-# With the path of this process, since the command `celery` puts folders on it.
-_COMMAND = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-    " from worker_scheduler.worker.handler_check import report; report(sys.argv[2])"
-)
 
+def check_handler(name: str | None, retry_on: str = NONE) -> None:
+    """Tries the handler named `package.module:function` and the classes of SYNC_RETRY_ON, without importing
+    them into this process.
 
-def check_handler(name: str | None) -> None:
-    """Tries the handler named `package.module:function`, without importing it into this process.
-
-    Raises ConfigurationError if there is no name, or if the handler cannot be imported or cannot do jobs.
+    Raises ConfigurationError if there is no name, if the handler cannot be imported or cannot do jobs, or
+    if a class cannot be imported or is none.
     """
     name = require_name(name)
     with TemporaryFile() as answer:  # a pipe could be held open by a process that the module starts
-        status = _exit_status(name, answer.fileno())
+        status = _exit_status(name, retry_on, answer.fileno())
         answer.seek(0)
         first, *_ = answer.read().splitlines() or [b""]
     if status is None:
@@ -57,11 +55,9 @@ def warn_if_imported(name: str | None) -> None:
         log.warning("handler imported before the fork", module=module)
 
 
-def _exit_status(name: str, answer: int) -> int | None:
+def _exit_status(name: str, retry_on: str, answer: int) -> int | None:
     """Runs `report` in a process whose stdout is `answer`; None if it did not end in time."""
-    # -P: a module of the current folder must not stand in for one of Python's before the path is set.
-    path = json.dumps([str(folder) for folder in sys.path])
-    command = [sys.executable, "-P", "-c", _COMMAND, path, name]
+    command = child_process.command(__name__, report.__name__, name, retry_on)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=answer)
     try:
         return process.wait(_LONGEST_IMPORT_SECONDS)
@@ -72,15 +68,16 @@ def _exit_status(name: str, answer: int) -> int | None:
         process.wait()
 
 
-def report(name: str) -> None:
-    """Writes the handler's faults to stdout, as JSON, and ends the process whatever the module has left."""
+def report(name: str, retry_on: str) -> None:
+    """Writes the faults to stdout, as JSON, and ends the process whatever the module has left."""
     answer = os.dup(1)
     os.dup2(2, 1)  # what the module prints goes where the worker's lines go
-    faults: tuple[str, ...] = ()
-    try:
-        load_handler(name)
-    except ConfigurationError as error:
-        faults = error.faults
+    faults: list[str] = []
+    for check in (partial(load_handler, name), partial(load_retry_on, retry_on)):
+        try:
+            check()
+        except ConfigurationError as error:
+            faults += error.faults
     os.write(answer, json.dumps(faults).encode() + b"\n")
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the process that checks a handler must not load SQLAlchemy
     from worker_scheduler.ledger.any_job import AnyJob
-    from worker_scheduler.ledger.jobs import ClaimedJob
+    from worker_scheduler.ledger.attempts import ClaimedJob
     from worker_scheduler.worker.types import SyncJob
 
 

@@ -4,6 +4,8 @@ A job's own heartbeat is a thread of the pool process that runs it, and stops wh
 handler holds the GIL. The main process has its own GIL, so its heartbeat continues. It ends for all
 jobs when the worker ends, and for one job when its pool process dies: Celery then no longer counts
 the job as active.
+
+The other pools have no process but the main one, whose one heartbeat is enough.
 """
 
 from __future__ import annotations
@@ -15,37 +17,36 @@ from uuid import UUID
 from worker_scheduler.clock import Clock, refresh
 from worker_scheduler.leases import Lease
 from worker_scheduler.ledger import jobs
+from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.database import Database
-from worker_scheduler.ledger.jobs import ClaimedJob
+from worker_scheduler.worker.pool_memory import Held
 from worker_scheduler.worker.renewal import renew_together
 
 
 @dataclass
 class PoolHeartbeat:
-    """Renews the leases of the active jobs. active: returns the ids of the jobs that the pool runs now."""
+    """Renews the leases of the active jobs. held: the attempts that the pool's processes hold now."""
 
     database: Database
     clock: Clock
     lease: Lease
-    active: Callable[[], Iterable[UUID]]
-    # The attempts that this worker runs. Each is noted at its first heartbeat, long before its lease can
-    # run out and another worker can start the next attempt.
-    _attempts: dict[UUID, ClaimedJob] = field(default_factory=dict)
+    held: Callable[[], Iterable[Held]]
+    _attempts: dict[tuple[UUID, int], ClaimedJob] = field(default_factory=dict)
 
     def renew(self) -> bool:
         """Extends the leases of the active jobs, except of those whose row another transaction has locked.
         Always True: this heartbeat must outlive any one lease.
         """
-        active = set(self.active())
-        self._attempts = {job: attempt for job, attempt in self._attempts.items() if job in active}
-        if not active:
+        held = {(attempt.job_id, attempt.attempt) for attempt in self.held()}
+        self._attempts = {key: job for key, job in self._attempts.items() if key in held}
+        if not held:
             return True
         refresh(self.clock)
         self.clock()  # the first call asks Postgres, and would find no free connection below
         with self.database.autocommit() as connection:
-            for job_id in active - self._attempts.keys():
-                attempt = jobs.running(connection, job_id)
-                if attempt is not None:
-                    self._attempts[job_id] = attempt
+            for job_id, attempt in held - self._attempts.keys():
+                job = jobs.running(connection, job_id)
+                if job is not None and job.attempt == attempt:
+                    self._attempts[job_id, attempt] = job
         renew_together(self.database, self.clock, self.lease, self._attempts.values())
         return True

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from worker_scheduler.clock import Clock
 from worker_scheduler.leases import Lease, Renewal
 from worker_scheduler.ledger import jobs
+from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.database import Database
-from worker_scheduler.ledger.jobs import ClaimedJob
 
 
 def renew_together(

@@ -1,4 +1,5 @@
-"""What the author of a handler needs: the job, and the two exceptions that end it in another way.
+"""What the author of a handler needs: the job, the two exceptions that end it in another way, and the
+one that it gets when it takes too long.
 
 Plain Python: an application imports this from its own code, so it must not load SQLAlchemy or Celery.
 """
@@ -50,3 +51,11 @@ class RetryLater(Exception):
     def __init__(self, reason: str = "", delay: float | timedelta | None = None) -> None:
         super().__init__(reason)
         self.delay = timedelta(seconds=delay) if isinstance(delay, int | float) else delay
+
+
+class JobTimeout(BaseException):
+    """Raised in a handler that takes longer than JOB_TIMEOUT_SECONDS. Catch it only to clean up.
+
+    No `Exception`, so that an `except Exception` in the handler, or in a library that it calls, does not
+    end the clean-up before it begins; gevent's Timeout is made in the same way.
+    """

@@ -37,7 +37,11 @@ _ACCEPTED_TYPES: dict[str, set[str] | None] = {
     "completed_at": _TIMES,
 }
 _ALWAYS_FILLED = {"job_id", "user_id", "status", "triggered_by", "partition_key", "created_at"}
-_ADDED = ("run_id", "attempt", "leased_until", "not_before", "republished_in")
+# By this revision, and by later ones: an older table may not have a column of that name.
+_ADDED = (
+    *("run_id", "attempt", "leased_until", "not_before", "republished_in"),
+    *("republished_at", "attempts_allowed", "interruptions"),
+)
 _ADD_COLUMNS = """
 ALTER TABLE sync_jobs
     ADD COLUMN run_id uuid,

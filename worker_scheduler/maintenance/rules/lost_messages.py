@@ -1,7 +1,8 @@
 """The rule about single messages that were lost: neither in their queue nor with a worker.
 
 Where workers answer probes, `probing.py` finds such a message, also in a queue that is never empty. Where
-they do not (none runs, or only ones of an earlier version), it is found when the queue is empty.
+they do not (none runs, all are full of long jobs, or only ones of an earlier version), it is found when the
+queue is empty. The messages of jobs that run do not count: a job holds its message until it ends.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ def _find_in_empty_queue(context: TickContext, queue: str, run_ids: list[UUID]) 
             for run_id in run_ids
             if waiting_jobs.page(connection, run_id, cutoff=cutoff, after=None, limit=1)
         ]
-    if not suspected or not _is_empty(context, queue):
+    if not suspected or not _is_empty(context, queue, run_ids):
         return 0
     total = 0
     for run_id in suspected:
         for page in pages_of_waiting(context, run_id, cutoff):
-            if context.broker.depth(queue) != 0:
+            if _depth(context, queue, run_ids) != 0:
                 return total  # a message has appeared in the meantime: the next pass looks again
             with context.database.transaction() as connection:
                 total += waiting_jobs.make_due(
@@ -70,9 +71,22 @@ def _find_in_empty_queue(context: TickContext, queue: str, run_ids: list[UUID]) 
     return total
 
 
-def _is_empty(context: TickContext, queue: str) -> bool:
+def _is_empty(context: TickContext, queue: str, run_ids: list[UUID]) -> bool:
     """Looks twice, since a message on its way to a worker cannot be seen for a moment."""
-    if context.broker.depth(queue) != 0:
+    if _depth(context, queue, run_ids) != 0:
         return False
     context.pause(_SECOND_LOOK_SECONDS)
-    return context.broker.depth(queue) == 0
+    return _depth(context, queue, run_ids) == 0
+
+
+def _depth(context: TickContext, queue: str, run_ids: list[UUID]) -> int | None:
+    """The messages of the queue without those of RUNNING jobs of these runs; None if it shows none."""
+    if not context.broker.shows_messages:
+        return context.broker.depth(queue)
+    # Before the depth, and the rows after it: what is acknowledged in between is of a job that has ended.
+    taken = [job_id for job_ids in context.broker.taken() for job_id in job_ids]
+    depth = context.broker.depth(queue)
+    if not depth or not taken:
+        return depth
+    with context.database.autocommit() as connection:
+        return depth - waiting_jobs.number_running(connection, run_ids, taken)
