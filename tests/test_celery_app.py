@@ -178,11 +178,16 @@ def test_a_code_base_that_only_claims_jobs_keeps_its_own_app(
 
 def test_the_public_names_are_those_of_all(app: Celery) -> None:
     import worker_scheduler
-    from worker_scheduler.worker import RetryLater, SkipJob, SyncJob, claim
+    from worker_scheduler.worker import JobTimeout, RetryLater, SkipJob, SyncJob, claim
 
-    found = {name: getattr(worker_scheduler, name) for name in worker_scheduler.__all__}
-    public = (app, claim, RetryLater, SkipJob, SyncJob)
-    assert found == dict(zip(("app", "claim", "RetryLater", "SkipJob", "SyncJob"), public, strict=True))
+    assert {name: getattr(worker_scheduler, name) for name in worker_scheduler.__all__} == {
+        "app": app,
+        "claim": claim,
+        "JobTimeout": JobTimeout,
+        "RetryLater": RetryLater,
+        "SkipJob": SkipJob,
+        "SyncJob": SyncJob,
+    }
     assert set(worker_scheduler.__all__) <= set(dir(worker_scheduler))
     with pytest.raises(AttributeError, match="'worker_scheduler' has no attribute 'clame'"):
         worker_scheduler.clame  # noqa: B018

@@ -34,35 +34,39 @@ def needed(*, extras: list[str]) -> set[str]:
         *PROJECT["dependencies"],
         *(line for extra in extras for line in PROJECT["optional-dependencies"][extra]),
     ]
+    return {name for platform in PLATFORMS for name in needed_on(platform, stated)}
+
+
+def needed_on(platform: dict[str, str], stated: list[str]) -> set[str]:
+    """What these lines and the packages they lead to ask for on this platform."""
     found: set[str] = set()
-    waiting = [(Requirement(line), "") for line in stated]
+    waiting = [line for line in map(Requirement, stated) if applies(line, platform, "")]
     seen = set()
     while waiting:
-        requirement, _ = waiting.pop()
+        requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
         found.add(name)
         for extra in ("", *requirement.extras):
             if (name, extra) not in seen:
                 seen.add((name, extra))
-                waiting.extend((inner, extra) for inner in requirements_of(name, extra))
+                waiting.extend(requirements_of(name, extra, platform))
     return found
 
 
-def requirements_of(name: str, extra: str) -> Iterator[Requirement]:
+def requirements_of(name: str, extra: str, platform: dict[str, str]) -> Iterator[Requirement]:
+    """What the extra of a package asks for, or with no extra the package itself."""
     try:
         lines = distribution(name).requires or []
     except PackageNotFoundError:  # of another platform
         return
     for requirement in map(Requirement, lines):
-        marker = requirement.marker
-        wanted = marker is None or any(
-            marker.evaluate({**OLDEST, **platform, "extra": extra}) for platform in PLATFORMS
-        )
-        without = marker is None or any(
-            marker.evaluate({**OLDEST, **platform, "extra": ""}) for platform in PLATFORMS
-        )
-        if wanted and (not extra or not without):
+        if applies(requirement, platform, extra) and (not extra or not applies(requirement, platform, "")):
             yield requirement
+
+
+def applies(requirement: Requirement, platform: dict[str, str], extra: str) -> bool:
+    marker = requirement.marker
+    return marker is None or marker.evaluate({**OLDEST, **platform, "extra": extra})
 
 
 def test_production_installs_what_the_project_needs_and_nothing_else() -> None:
