@@ -101,6 +101,11 @@ def test_a_process_that_dies_with_a_duplicate_takes_nothing_from_the_other(site:
     """A worker whose job runs, and another whose process waits to claim the same job when it is killed."""
     with site.worker("until_told") as worker, site.worker("until_told", name="other") as other:
         runs = site.wait_for_attempt(1)
+        for process in (
+            worker,
+            other,
+        ):  # while it starts, its child is the one that tries the handler's import
+            process.wait_for_log("ready.", SECONDS)
         mine, theirs = (worker, other) if runs in children_of(worker) else (other, worker)
         (waits,) = children_of(theirs)
         job = site.job()
