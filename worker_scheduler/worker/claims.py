@@ -13,6 +13,7 @@ from uuid import UUID
 
 from worker_scheduler import logs
 from worker_scheduler.clock import Clock, refresh
+from worker_scheduler.errors import SchedulerError
 from worker_scheduler.leases import Lease, Renewal, SharedHeartbeat
 from worker_scheduler.ledger import any_job, jobs, probes, revoked_jobs
 from worker_scheduler.ledger.attempts import ClaimedJob
@@ -129,6 +130,14 @@ class Worker:
                 probes.note_arrival(connection, probe_id, self.clock())
 
         retry_while_unavailable(note)
+
+    def hand_back_all(self) -> None:
+        """Makes the jobs that still run here due elsewhere, since this process is about to end."""
+        for job in self.running.take_all():
+            try:
+                self.endings.hand_back(job)
+            except SchedulerError as error:  # its lease runs out
+                log.error("job not handed back", **naming(job), reason=str(error))
 
     def skip_revoked(self, job_id: UUID, killed: bool) -> None:
         """Records that a job was revoked, unless it has ended. killed: also if it runs.
