@@ -133,6 +133,26 @@ def test_a_class_that_cannot_be_imported_at_the_first_error_does_not_hide_the_er
     assert (job["status"], job["error_message"]) == ("FAILED", "ValueError: boom")
 
 
+@pytest.mark.parametrize(
+    ("value", "again"),
+    [
+        ("none", False),
+        ("all", True),
+        ("my_app.Busy", False),
+        ("my_app.Busy,JobTimeout", True),
+        ("worker_scheduler.JobTimeout,my_app.Busy", True),
+        ("my_app.Busy,BaseException", True),
+        ("Exception", False),  # JobTimeout is none
+    ],
+)
+def test_for_a_time_limit_nothing_of_the_application_is_imported(
+    value: str, again: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The main process of a prefork worker asks, too. There is no `my_app` here."""
+    assert loaded_at_first_error(value)(JobTimeout()) == again
+    assert caplog.text == ""
+
+
 def test_names_are_found_through_any_path() -> None:
     assert load_retry_on("json.JSONDecodeError")(json.JSONDecodeError("", "", 0))
 

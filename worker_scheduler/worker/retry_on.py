@@ -41,13 +41,16 @@ def load_retry_on(value: str) -> RetryOn:
 
 
 def loaded_at_first_error(value: str) -> RetryOn:
-    """As `load_retry_on`, but imports nothing before the first error: see `handler.py`.
+    """As `load_retry_on`, but imports nothing before the first error, and nothing for JobTimeout: the main
+    process of a prefork worker asks for that, and must not import the application. See `handler.py`.
 
     If that fails, errors are not tried again, and each of them is logged with the reason.
     """
     load = cache(load_retry_on)
 
     def matches(error: BaseException) -> bool:
+        if type(error) is JobTimeout:
+            return _after_time_limit(value)
         try:
             return load(value)(error)
         except ConfigurationError as fault:
@@ -55,6 +58,14 @@ def loaded_at_first_error(value: str) -> RetryOn:
             return False
 
     return matches
+
+
+def _after_time_limit(value: str) -> bool:
+    """Whether JobTimeout is tried again. A class of the application is none of its base classes."""
+    if value in {NONE, ALL}:
+        return value == ALL
+    own = [name for name in value.split(",") if "." not in name or name.startswith("worker_scheduler.")]
+    return issubclass(JobTimeout, tuple(map(_class_named, own)))
 
 
 def _class_named(name: str) -> type[BaseException]:
