@@ -96,6 +96,7 @@ class Worker:
             except (SkipJob, RetryLater) as ending:
                 self._record(attempt, ending)
             except BaseException as error:  # sys.exit() and asyncio's cancellations end the body, too
+                self._load_retry_on(error)
                 self._record(attempt, error)
                 raise
             else:
@@ -114,7 +115,7 @@ class Worker:
             return None
         interruption, limit_in_ledger = self._limits()
         with self._renewing(job, limit_in_ledger) as attempt, self._noting(job):
-            raised, timed_out = call(lambda: require_finished(handler(_sync_job(job))), interruption)
+            raised, timed_out = call(lambda: self._call(handler, job), interruption)
             self._note(job, limit_seconds=None)  # nothing may interrupt what follows
             ending = self._record(attempt, raised, timed_out)
         if raised is not None and is_termination(raised):
@@ -181,6 +182,18 @@ class Worker:
     def _try_to_postpone(self, job_id: UUID) -> bool:
         with self.database.autocommit() as connection:
             return jobs.postpone(connection, job_id, self.clock() + _BESIDE_ITSELF)
+
+    def _call(self, handler: Callable[[SyncJob], object], job: ClaimedJob) -> None:
+        try:
+            require_finished(handler(_sync_job(job)))
+        except BaseException as error:
+            self._load_retry_on(error)
+            raise
+
+    def _load_retry_on(self, error: BaseException) -> None:
+        """Imports the classes of SYNC_RETRY_ON while the time limit still holds: it may take for ever."""
+        if not (isinstance(error, SkipJob | RetryLater) or is_termination(error)):
+            self.retry_on(error)
 
     def _limits(self) -> tuple[Interruption, float | None]:
         """What interrupts a handler in this thread, and when the limit ends its job in the ledger."""
