@@ -68,6 +68,10 @@ class Worker:
     timeout_seconds: float | None = None
     memory: PoolMemory | None = None
 
+    def __post_init__(self) -> None:
+        # Made now: jobs in several threads must share them.
+        _ = self.endings, self.shared_heartbeat, self.running
+
     @cached_property
     def endings(self) -> Endings:
         """Records how this worker's attempts end."""
