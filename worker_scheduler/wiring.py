@@ -179,8 +179,9 @@ def _new_worker() -> Worker:
     settings = load()
     url = settings.database_url.get_secret_value()
     # Connections are opened as they are needed: one job at a time needs one of each. The jobs of a pool of
-    # threads share two. If the ends of two jobs wait for locks, the heartbeat and its clock have theirs.
-    heartbeat_database = Database(url, size=2, repetitive=True)
+    # threads share two. If the ends of two jobs wait for locks, the heartbeat, its clock and the time limit
+    # have theirs.
+    heartbeat_database = Database(url, size=3, repetitive=True)
     return Worker(
         database=Database(url, size=2, repetitive=True),
         clock=ledger_clock(heartbeat_database, settings.lease),

@@ -10,16 +10,23 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from types import FrameType
+from uuid import UUID
 
+import psycopg
 import pytest
 
 from tests.support.contexts import NOON
 from tests.support.own_worker import Deployment
 from tests.support.waiting import wait_until
 from worker_scheduler import wiring
+from worker_scheduler.errors import StoreUnavailable
 from worker_scheduler.leases import Lease
+from worker_scheduler.ledger import jobs
+from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.worker import JobTimeout, RetryLater, SkipJob, SyncJob
+from worker_scheduler.worker.endings import Ending
+from worker_scheduler.worker.overdue import RunningAttempts
 from worker_scheduler.worker.pool_memory import PoolMemory
 from worker_scheduler.worker.time_limit import Alarm, NoInterruption, call
 
@@ -238,6 +245,63 @@ def test_the_body_of_a_claim_has_a_limit_too(threaded: Deployment) -> None:
         wait_until(lambda: threaded.ledger.job(job_id)["status"] == "FAILED", 30, "the end of the job")
         raise LookupError("goes on to Celery")
     assert threaded.ledger.job(job_id)["error_message"] == "timed out after 1 s"
+
+
+def claim(deployment: Deployment, job_id: UUID) -> ClaimedJob:
+    with deployment.context.database.autocommit() as connection:
+        claimed = jobs.claim(connection, job_id, deployment.clock(), deployment.clock())
+    assert claimed is not None
+    return claimed
+
+
+def test_a_limit_that_cannot_end_its_job_tries_again(threaded: Deployment) -> None:
+    """Postgres was away. The heartbeats would keep the job RUNNING for as long as its code goes on."""
+    (job_id,) = threaded.jobs(1)
+    tries: list[ClaimedJob] = []
+
+    def end(job: ClaimedJob) -> Ending | None:
+        tries.append(job)
+        if len(tries) == 1:
+            raise StoreUnavailable("Postgres is away")
+        return Ending(JobStatus.FAILED, "timed out")
+
+    running = RunningAttempts(end, again_seconds=0.1)
+    with running.keep(claim(threaded, job_id), 0.0) as attempt:
+        wait_until(lambda: len(tries) == 2, 30, "a second try")
+        assert not attempt.take()
+        assert attempt.ended_by_limit() == (JobStatus.FAILED, "timed out")
+        time.sleep(1)
+    assert len(tries) == 2
+
+
+def test_a_locked_row_holds_up_no_other_limit(
+    threaded: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    locked_job, other_job = threaded.jobs(2)
+    began, go = threading.Event(), threading.Event()
+
+    def handle(job: SyncJob) -> None:
+        began.set()
+        assert go.wait(60)
+
+    def status_of(job_id: UUID) -> str:
+        return str(threaded.ledger.job(job_id)["status"])
+
+    with ThreadPoolExecutor(2) as threads, psycopg.connect(threaded.ledger.url) as other:
+        try:
+            first = threads.submit(threaded.worker.run, locked_job, handle)
+            assert began.wait(30)
+            other.execute("SELECT FROM sync_jobs WHERE job_id = %s FOR UPDATE", [locked_job])
+            second = threads.submit(threaded.worker.run, other_job, handle)
+            wait_until(lambda: status_of(other_job) == "FAILED", 30, "the end of the other job")
+            assert status_of(locked_job) == "RUNNING"
+            other.rollback()
+            wait_until(lambda: status_of(locked_job) == "FAILED", 30, "the end of the job")
+        finally:
+            other.rollback()
+            go.set()
+        assert first.result(60) == second.result(60) == (JobStatus.FAILED, "timed out after 1 s")
+    assert caplog.text.count("timed-out job not ended") == 1
 
 
 def test_no_second_attempt_begins_beside_the_first(

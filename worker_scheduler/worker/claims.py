@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from uuid import UUID
@@ -258,7 +258,9 @@ class Worker:
         return self.memory is None or not self._in_pool or self.memory.wait_for_stop(_STOP_SECONDS)
 
     def _end_overdue(self, job: ClaimedJob) -> Ending | None:
-        ending = self.endings.time_out(job, self.timeout_seconds or 0.0)
+        # By the heartbeat's connections: the ends of other jobs may wait for locks with all the others.
+        endings = replace(self.endings, database=self.heartbeat_database or self.database)
+        ending = endings.time_out_unless_locked(job, self.timeout_seconds or 0.0)
         self.shared_heartbeat.drop(job)
         log.warning("timed-out job still holds a thread, its code goes on", **naming(job))
         return ending

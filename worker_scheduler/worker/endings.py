@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from worker_scheduler import logs
 from worker_scheduler.clock import Clock
+from worker_scheduler.errors import StoreUnavailable
 from worker_scheduler.ledger import jobs
 from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.database import Database
@@ -76,6 +77,15 @@ class Endings:
         if self.retry_on(JobTimeout()):
             return self._try_again(job, reason, None, last_words=reason)
         return self._finish(job, JobStatus.FAILED, reason)
+
+    def time_out_unless_locked(self, job: ClaimedJob, seconds: float) -> Ending | None:
+        """As `time_out`, for a caller that ends the attempts of several jobs: raises StoreUnavailable at
+        once if the job's row is locked, or if Postgres is away.
+        """
+        with self.database.autocommit() as connection:
+            if jobs.is_locked(connection, job):
+                raise StoreUnavailable("another transaction has locked the job's row")
+        return self.time_out(job, seconds)
 
     def lose(self, job: ClaimedJob, reason: str) -> Ending | None:
         """Ends an attempt whose process is gone; another one follows at once if attempts are left."""

@@ -33,9 +33,9 @@ class LostProcesses:
         return self.endings.hand_back(job) if self.memory.stopping else self.endings.lose(job, reason)
 
     def time_out(self, held: Held) -> Ending | None:
-        """Ends an attempt whose time is over."""
+        """Ends an attempt whose time is over; raises StoreUnavailable also if its row is locked."""
         job = self._attempt(held)
-        return None if job is None else self.endings.time_out(job, self.timeout_seconds)
+        return None if job is None else self.endings.time_out_unless_locked(job, self.timeout_seconds)
 
     def _attempt(self, held: Held) -> ClaimedJob | None:
         """The attempt, if it still runs; another worker may run the next one."""

@@ -21,9 +21,14 @@ from worker_scheduler.worker.naming import naming
 log = logs.get_logger(__name__)
 
 _LOOK_SECONDS = 0.5
+_AGAIN_SECONDS = 5.0
+_PATIENCE_SECONDS = 600.0
+"""How long code that has ended waits until the limit has recorded that."""
 
 End = Callable[[ClaimedJob], Ending | None]
-"""Ends a job whose time is over, in the ledger. May raise SchedulerError."""
+"""Ends a job whose time is over, in the ledger. If it raises SchedulerError, it is called again: the
+heartbeat goes on for a job that has not ended, so without that it would be RUNNING as long as its code is.
+"""
 
 
 class RunningAttempt:
@@ -31,8 +36,9 @@ class RunningAttempt:
 
     def __init__(self, job: ClaimedJob, deadline: float | None) -> None:
         self.job = job
-        self.deadline = deadline
+        self._deadline = deadline
         self._not_taken = threading.Lock()
+        self._taken_by_limit = False
         self._recorded = threading.Event()
         self._ending: Ending | None = None
 
@@ -44,27 +50,38 @@ class RunningAttempt:
         """The end that the time limit recorded; waits until it has. None if it could not, or if the
         attempt no longer held its job.
         """
-        self._recorded.wait()
+        self._recorded.wait(_PATIENCE_SECONDS)
         return self._ending
 
-    def end(self, end: End) -> None:
-        """Records the end, as the time limit."""
+    def end_if_late(self, end: End, again_seconds: float) -> None:
+        """Records the end, as the time limit, if the time is over and the runner does not record it."""
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return
+        if not self._taken_by_limit and not self.take():
+            self._deadline = None
+            return
         try:
             self._ending = end(self.job)
         except SchedulerError as error:
-            log.error("timed-out job not ended", **naming(self.job), reason=str(error))
-        finally:
+            if not self._taken_by_limit:  # once, however often it is tried
+                log.error("timed-out job not ended", **naming(self.job), reason=str(error))
+            self._deadline = time.monotonic() + again_seconds
+        else:
+            self._deadline = None
             self._recorded.set()
+        self._taken_by_limit = True
 
 
 class RunningAttempts:
     """The attempts that this process runs.
 
-    end: ends an overdue attempt in the ledger; it may wait while Postgres is away.
+    end: ends an overdue attempt in the ledger. One thread ends all of them, so it must not wait for the
+    lock of one job's row. again_seconds: when it is called again if it has failed.
     """
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: End, again_seconds: float = _AGAIN_SECONDS) -> None:
         self._end = end
+        self._again_seconds = again_seconds
         self._running: dict[UUID, RunningAttempt] = {}
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -99,6 +116,4 @@ class RunningAttempts:
         never = threading.Event()
         while not never.wait(_LOOK_SECONDS):
             for attempt in tuple(self._running.values()):
-                late = attempt.deadline is not None and time.monotonic() >= attempt.deadline
-                if late and attempt.take():
-                    attempt.end(self._end)
+                attempt.end_if_late(self._end, self._again_seconds)

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from worker_scheduler import logs
 from worker_scheduler.errors import SchedulerError
@@ -28,12 +28,13 @@ class PoolWatch:
     """Ends jobs and kills their processes.
 
     held: the attempts of the pool's processes. time_out: ends one of them in the ledger, unless it has
-    ended; it may wait while Postgres is away.
+    ended; it may wait while Postgres is away, but not for the lock of one job's row.
     """
 
     memory: PoolMemory
     held: Callable[[], Iterable[Held]]
     time_out: Callable[[Held], object]
+    _told: set[Held] = field(default_factory=set)
 
     def look(self) -> bool:
         """Replaces each process that is 30 s late. Always True, so that it is called again."""
@@ -46,8 +47,10 @@ class PoolWatch:
         try:
             self.time_out(held)
         except SchedulerError as error:
-            log.error("timed-out job not ended", job_id=str(held.job_id), reason=str(error))
-            return  # the next look tries again
+            if held not in self._told:  # once, since each look tries again
+                self._told.add(held)
+                log.error("timed-out job not ended", job_id=str(held.job_id), reason=str(error))
+            return
         # The handler may have ended meanwhile. If it is just ending, its end is recorded or it is too late.
         if self.memory.held_by(held.pid) == held:
             log.warning(
