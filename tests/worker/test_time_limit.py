@@ -26,8 +26,9 @@ from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.worker import JobTimeout, RetryLater, SkipJob, SyncJob
 from worker_scheduler.worker.endings import Ending
+from worker_scheduler.worker.lost_processes import LostProcesses
 from worker_scheduler.worker.overdue import RunningAttempts
-from worker_scheduler.worker.pool_memory import PoolMemory
+from worker_scheduler.worker.pool_memory import Held, PoolMemory
 from worker_scheduler.worker.time_limit import Alarm, NoInterruption, call
 
 # --- the alarm, which interrupts the main thread -----------------------------------------------------
@@ -110,6 +111,13 @@ def pooled(deployment: Deployment) -> Deployment:
     memory = PoolMemory()
     memory.enter(0)
     return replace(deployment, worker=replace(deployment.worker, timeout_seconds=1.0, memory=memory))
+
+
+def claim(deployment: Deployment, job_id: UUID) -> ClaimedJob:
+    with deployment.context.database.autocommit() as connection:
+        claimed = jobs.claim(connection, job_id, deployment.clock(), deployment.clock())
+    assert claimed is not None
+    return claimed
 
 
 def out_of_time() -> None:
@@ -201,6 +209,19 @@ def test_the_note_stays_if_the_process_ends_before_its_job_has(pooled: Deploymen
     assert (held.job_id, held.attempt, held.deadline) == (job_id, 1, 0.0)
 
 
+def test_the_main_process_does_not_wait_for_a_locked_row(pooled: Deployment) -> None:
+    """It would replace no other process while it waits."""
+    (job_id,) = pooled.jobs(1)
+    memory, worker = PoolMemory(), pooled.worker
+    processes = LostProcesses(memory, worker.database, worker.endings, 1.0)
+    held = Held(1, claim(pooled, job_id).attempt, 1.0, job_id)
+    with psycopg.connect(pooled.ledger.url) as other:
+        other.execute("SELECT FROM sync_jobs WHERE job_id = %s FOR UPDATE", [job_id])
+        with pytest.raises(StoreUnavailable, match="has locked the job's row"):
+            processes.time_out(held)
+    assert processes.time_out(held) == (JobStatus.FAILED, "timed out after 1 s")
+
+
 # --- code that cannot be interrupted: threads, solo, another code base's task ---------------------------
 
 
@@ -247,13 +268,6 @@ def test_the_body_of_a_claim_has_a_limit_too(threaded: Deployment) -> None:
     assert threaded.ledger.job(job_id)["error_message"] == "timed out after 1 s"
 
 
-def claim(deployment: Deployment, job_id: UUID) -> ClaimedJob:
-    with deployment.context.database.autocommit() as connection:
-        claimed = jobs.claim(connection, job_id, deployment.clock(), deployment.clock())
-    assert claimed is not None
-    return claimed
-
-
 def test_a_limit_that_cannot_end_its_job_tries_again(threaded: Deployment) -> None:
     """Postgres was away. The heartbeats would keep the job RUNNING for as long as its code goes on."""
     (job_id,) = threaded.jobs(1)
@@ -269,7 +283,7 @@ def test_a_limit_that_cannot_end_its_job_tries_again(threaded: Deployment) -> No
     with running.keep(claim(threaded, job_id), 0.0) as attempt:
         wait_until(lambda: len(tries) == 2, 30, "a second try")
         assert not attempt.take()
-        assert attempt.ended_by_limit() == (JobStatus.FAILED, "timed out")
+        assert attempt.ended_elsewhere() == (JobStatus.FAILED, "timed out")
         time.sleep(1)
     assert len(tries) == 2
 

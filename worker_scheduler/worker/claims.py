@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from uuid import UUID
 
 from worker_scheduler import logs
@@ -27,15 +26,7 @@ from worker_scheduler.worker.renewal import renew_together
 from worker_scheduler.worker.retry_on import RetryOn, never
 from worker_scheduler.worker.returned import require_finished
 from worker_scheduler.worker.termination import is_termination
-from worker_scheduler.worker.time_limit import (
-    GRACE_SECONDS,
-    Alarm,
-    GreenletTimer,
-    Interruption,
-    NoInterruption,
-    call,
-    greenlet_of_a_pool,
-)
+from worker_scheduler.worker.time_limit import call, limits
 from worker_scheduler.worker.types import RetryLater, SkipJob, SyncJob
 
 log = logs.get_logger(__name__)
@@ -117,14 +108,27 @@ class Worker:
         job = self._claim_or_log(job_id)
         if job is None:
             return None
-        interruption, limit_in_ledger = self._limits()
+        interruption, limit_in_ledger = limits(self.timeout_seconds, self._in_pool)
         with self._renewing(job, limit_in_ledger) as attempt, self._noting(job):
             raised, timed_out = call(lambda: self._call(handler, job), interruption)
             self._note(job, limit_seconds=None)  # nothing may interrupt what follows
             ending = self._record(attempt, raised, timed_out)
-        if raised is not None and is_termination(raised):
+        if raised is not None and is_termination(raised) and not attempt.handed_back:
             raise raised
         return ending
+
+    def take_from_runner(self, job_id: UUID) -> Callable[[], None] | None:
+        """Takes a job from the code that runs it in this process, since the worker is being stopped.
+        Whatever that code still does, its end changes nothing.
+
+        Returns what hands the job back in the ledger, to be called; None if the job is not here, or if its
+        end is being recorded.
+        """
+        attempt = self.running.take(job_id)
+        if attempt is None:
+            return None
+        self.shared_heartbeat.drop(attempt.job)
+        return partial(attempt.end, self.endings.hand_back)
 
     def answer_probe(self, probe_id: UUID) -> None:
         """Notes that a probe has come through its queue. Raises StoreUnavailable as `run` does."""
@@ -199,18 +203,6 @@ class Worker:
         if not (isinstance(error, SkipJob | RetryLater) or is_termination(error)):
             self.retry_on(error)
 
-    def _limits(self) -> tuple[Interruption, float | None]:
-        """What interrupts a handler in this thread, and when the limit ends its job in the ledger."""
-        seconds = self.timeout_seconds
-        if seconds is None:
-            return NoInterruption(), None
-        if self._in_pool and threading.current_thread() is threading.main_thread():
-            return Alarm(seconds), None  # the main process sees to what goes on after it
-        greenlet = greenlet_of_a_pool()
-        if greenlet is not None:
-            return GreenletTimer(greenlet, seconds), seconds + 2 * GRACE_SECONDS
-        return NoInterruption(), seconds
-
     @property
     def _in_pool(self) -> bool:
         return self.memory is not None and self.memory.entered
@@ -245,8 +237,11 @@ class Worker:
         counts only if it asks for something else by SkipJob or RetryLater.
         """
         if not attempt.take():
-            log.warning("code of a timed-out job has ended", **naming(attempt.job))
-            return attempt.ended_by_limit()
+            if attempt.handed_back:
+                log.warning("code of a handed-back job has ended", **naming(attempt.job))
+            else:
+                log.warning("code of a timed-out job has ended", **naming(attempt.job))
+            return attempt.ended_elsewhere()
         if timed_out and self.timeout_seconds and not isinstance(raised, SkipJob | RetryLater):
             return self.endings.time_out(attempt.job, self.timeout_seconds)
         if raised is not None and is_termination(raised) and not self._is_being_stopped():

@@ -1,4 +1,5 @@
-"""The attempts that this process runs, and a thread that ends those of them that take too long.
+"""The attempts that this process runs, a thread that ends those of them that take too long, and the way to
+end one whose worker is being stopped.
 
 For code that cannot be interrupted: in threads, in the pool `solo`, and in another code base's task. Only
 the job's row is ended; the code goes on and keeps its thread.
@@ -32,12 +33,17 @@ heartbeat goes on for a job that has not ended, so without that it would be RUNN
 
 
 class RunningAttempt:
-    """An attempt that this process runs. Either its runner or its time limit records its end."""
+    """An attempt that this process runs. Its runner, its time limit or the stop of its worker records its
+    end, and only one of them.
+
+    handed_back: whether it is the stop of its worker, which then ends without the runner's help.
+    """
 
     def __init__(self, job: ClaimedJob, deadline: float | None) -> None:
         self.job = job
         self._deadline = deadline
         self._not_taken = threading.Lock()
+        self.handed_back = False
         self._taken_by_limit = False
         self._recorded = threading.Event()
         self._ending: Ending | None = None
@@ -46,30 +52,33 @@ class RunningAttempt:
         """Whether the caller is the one who records the end: the first to ask, and no other."""
         return self._not_taken.acquire(blocking=False)
 
-    def ended_by_limit(self) -> Ending | None:
-        """The end that the time limit recorded; waits until it has. None if it could not, or if the
-        attempt no longer held its job.
+    def ended_elsewhere(self) -> Ending | None:
+        """The end that another than the runner recorded; waits until it has. None if it could not, or if
+        the attempt no longer held its job.
         """
         self._recorded.wait(_PATIENCE_SECONDS)
         return self._ending
+
+    def end(self, end: End) -> None:
+        """Records the end, as the one who has taken it. Raises what `end` raises."""
+        self._ending = end(self.job)
+        self._recorded.set()
 
     def end_if_late(self, end: End, again_seconds: float) -> None:
         """Records the end, as the time limit, if the time is over and the runner does not record it."""
         if self._deadline is None or time.monotonic() < self._deadline:
             return
-        if not self._taken_by_limit and not self.take():
-            self._deadline = None
+        again = self._taken_by_limit
+        self._taken_by_limit = again or self.take()
+        self._deadline = None
+        if not self._taken_by_limit:
             return
         try:
-            self._ending = end(self.job)
+            self.end(end)
         except SchedulerError as error:
-            if not self._taken_by_limit:  # once, however often it is tried
+            if not again:  # once, however often it is tried
                 log.error("timed-out job not ended", **naming(self.job), reason=str(error))
             self._deadline = time.monotonic() + again_seconds
-        else:
-            self._deadline = None
-            self._recorded.set()
-        self._taken_by_limit = True
 
 
 class RunningAttempts:
@@ -89,6 +98,14 @@ class RunningAttempts:
     def __contains__(self, job_id: UUID) -> bool:
         """Whether code of the job runs in this process, also if its attempt has been ended."""
         return job_id in self._running
+
+    def take(self, job_id: UUID) -> RunningAttempt | None:
+        """The attempt at a job, to be handed back; None if it is not here, or is ending already."""
+        attempt = self._running.get(job_id)
+        if attempt is None or not attempt.take():
+            return None
+        attempt.handed_back = True
+        return attempt
 
     @contextmanager
     def keep(self, job: ClaimedJob, limit_seconds: float | None) -> Iterator[RunningAttempt]:

@@ -12,6 +12,11 @@ REMAP_SIGTERM=SIGQUIT makes SIGQUIT the signal to stop.
 """
 
 
+def termination() -> SystemExit:
+    """What a pool raises in code that it stops."""
+    return SystemExit(-(256 - signal.SIGTERM))
+
+
 def is_termination(error: BaseException) -> bool:
     """Whether the pool is stopping this process, as opposed to a handler that called sys.exit()."""
     return isinstance(error, SystemExit) and error.code in _TERMINATED
