@@ -19,7 +19,7 @@ from worker_scheduler.redaction import error_text, mask_passwords
 from worker_scheduler.worker.naming import naming
 from worker_scheduler.worker.patience import retry_while_unavailable
 from worker_scheduler.worker.retry_on import RetryOn
-from worker_scheduler.worker.termination import is_termination
+from worker_scheduler.worker.termination import is_killed_greenlet, is_termination
 from worker_scheduler.worker.types import JobTimeout, RetryLater, SkipJob
 
 log = logs.get_logger(__name__)
@@ -66,7 +66,7 @@ class Endings:
             delay = None if raised.delay is None else max(raised.delay, timedelta(0))
             reason = _storable(error_text(raised))
             return self._try_again(job, reason, delay, last_words=reason or "RetryLater")
-        if is_termination(raised):
+        if is_termination(raised) or is_killed_greenlet(raised):
             return self.hand_back(job)
         return self._fail(job, raised)
 
