@@ -165,6 +165,12 @@ def test_a_module_whose_import_does_not_end_is_refused(
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+def test_a_class_whose_import_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handler_check, "_LONGEST_IMPORT_SECONDS", 1.5)
+    with pytest.raises(ConfigurationError, match=r"SYNC_RETRY_ON='tests.support.hanging_module.Busy'"):
+        check_handler("tests.support.handlers:complete", "tests.support.hanging_module.Busy")
+
+
 def test_the_check_finds_what_the_worker_would_find(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

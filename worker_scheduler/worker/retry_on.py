@@ -19,6 +19,7 @@ RetryOn = Callable[[BaseException], bool]
 """Whether an error is tried again while attempts are left."""
 
 NONE, ALL = "none", "all"
+_THERE = {"worker_scheduler", "builtins"}
 
 
 def never(error: BaseException) -> bool:
@@ -49,9 +50,11 @@ def loaded_at_first_error(value: str) -> RetryOn:
     load = cache(load_retry_on)
 
     def matches(error: BaseException) -> bool:
-        if type(error) is JobTimeout:
-            return _after_time_limit(value)
         try:
+            if type(error) is JobTimeout and value not in {NONE, ALL}:
+                # Also the main process of a prefork worker asks this, and must not import the application's
+                # modules; nor may an import that hangs hold up the end of a job that has timed out.
+                return any(isinstance(error, _class_named(name)) for name in _ours_in(value))
             return load(value)(error)
         except ConfigurationError as fault:
             log.error("errors are not tried again", reason=str(fault))
@@ -60,18 +63,17 @@ def loaded_at_first_error(value: str) -> RetryOn:
     return matches
 
 
-def _after_time_limit(value: str) -> bool:
-    """Whether JobTimeout is tried again. A class of the application is none of its base classes."""
-    if value in {NONE, ALL}:
-        return value == ALL
-    own = [name for name in value.split(",") if "." not in name or name.startswith("worker_scheduler.")]
-    return issubclass(JobTimeout, tuple(map(_class_named, own)))
+def _ours_in(value: str) -> list[str]:
+    """The names for which nothing is imported that is not there already."""
+    return [name for name in value.split(",") if "." not in name or name.split(".")[0] in _THERE]
 
 
 def _class_named(name: str) -> type[BaseException]:
     found = _found(name)
     if not (isinstance(found, type) and issubclass(found, BaseException)):
         raise ConfigurationError([f"SYNC_RETRY_ON: {name} is not a class of exceptions"])
+    if issubclass(JobTimeout, found) and name not in _ours_in(name):
+        raise ConfigurationError([f"SYNC_RETRY_ON: {name} is {found.__name__}: write {found.__name__}"])
     return found
 
 
