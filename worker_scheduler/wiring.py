@@ -147,10 +147,9 @@ def watchdog(worker_name: str) -> Watchdog:
     """The watchdog of a worker's main process, which starts overdue reconcile passes."""
     settings = load()
     database = open_database(settings, size=1)
-    worker_id = str(os.getpid())
 
     def command(begun_at: datetime) -> list[str]:
-        arguments = (worker_id, worker_name, begun_at.isoformat())
+        arguments = (worker_name, begun_at.isoformat())
         return child_process.command("worker_scheduler.pass_process", "main", *arguments)
 
     return Watchdog(

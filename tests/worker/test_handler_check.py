@@ -3,14 +3,16 @@
 import importlib
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
-from tests.support.processes import Process, celery, started
+from tests.support.processes import Process, alive, celery, started
 from tests.support.users import make_users
 from tests.support.waiting import wait_until
 from worker_scheduler import logs
@@ -169,6 +171,30 @@ def test_a_class_whose_import_does_not_end_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(handler_check, "_LONGEST_IMPORT_SECONDS", 1.5)
     with pytest.raises(ConfigurationError, match=r"SYNC_RETRY_ON='tests.support.hanging_module.Busy'"):
         check_handler("tests.support.handlers:complete", "tests.support.hanging_module.Busy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_the_process_that_checks_ends_with_a_worker_that_is_stopped(
+    sent: signal.Signals, deployed: None, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Celery handles no signal yet. Otherwise each start of a worker could leave a process that hangs."""
+
+    def checking() -> list[psutil.Process]:
+        noted = [int(noted.name.split("-")[1]) for noted in tmp_path.glob("imported-*")]
+        return [psutil.Process(pid) for pid in noted]
+
+    process = worker(
+        environment, tmp_path, handler_module(tmp_path, f"{NOTED}import time; time.sleep(600)")
+    )
+    with started(process):
+        (child,) = wait_until(checking, 60, "the import")
+        try:
+            process.send(sent)
+            assert process.wait(30) == -sent
+            wait_until(lambda: not alive(child), 30, "the end of the check")
+        finally:
+            child.kill()
 
 
 def test_the_check_finds_what_the_worker_would_find(
