@@ -34,7 +34,8 @@ def command(module: str, function: str, *arguments: str) -> list[str]:
 def call(parent_id: str, module: str, function: str, *arguments: str) -> None:
     """Does in the child process what `command` says."""
     threading.Thread(target=_end_with, args=(int(parent_id),), daemon=True).start()
-    getattr(importlib.import_module(module), function)(*arguments)
+    called = getattr(importlib.import_module(module), function)
+    called(*arguments)
 
 
 def _end_with(parent_id: int) -> None:
