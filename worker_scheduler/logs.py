@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -101,6 +103,39 @@ def to_stderr() -> None:
         OneLine(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"))
     )
     logging.getLogger().handlers = [handler]
+
+
+_one_import = threading.Lock()
+
+
+@contextmanager
+def while_application_is_imported() -> Iterator[None]:
+    """To be entered while a worker imports an application's module, which may configure logging.
+
+    The form of all lines is then the application's, and none may be lost. `dictConfig` turns off every
+    logger that exists, unless it is told otherwise: ours and Celery's stay on. Celery has replaced stderr
+    and stdout by streams that write to the root logger: what the root logger's own handler wrote to one of
+    them would be dropped, so the module sees the real ones.
+    """
+    with _one_import:
+        enabled = [logger for logger in _of_worker() if not logger.disabled]
+        real_stdout, real_stderr = sys.__stdout__ or sys.stdout, sys.__stderr__ or sys.stderr
+        try:
+            with redirect_stdout(real_stdout), redirect_stderr(real_stderr):
+                yield
+        finally:
+            for logger in enabled:
+                logger.disabled = False
+
+
+def _of_worker() -> list[logging.Logger]:
+    packages = {"worker_scheduler", "celery"}
+    loggers = tuple(logging.root.manager.loggerDict.items())
+    return [
+        logger
+        for name, logger in loggers
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] in packages
+    ]
 
 
 def _safe_values(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

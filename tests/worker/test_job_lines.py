@@ -199,3 +199,53 @@ def test_celery_says_succeeded_of_no_job_that_failed(
     assert all(
         re.search(r'event="job failed" job_id=\S+ partition_key=daily:\S+ user_id=', o) for o in ours
     )
+
+
+# What an application's module may do when a worker imports it. `dictConfig` also turns off all loggers that
+# exist; and Celery has replaced sys.stderr, to which the new handler is to write.
+CONFIGURING = """
+import logging.config
+
+logging.config.dictConfig({
+    "version": 1,
+    "formatters": {"theirs": {"format": "THEIRS %(name)s %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "theirs"}},
+    "root": {"handlers": ["console"], "level": "INFO"},
+})
+
+def handle(job):
+    logging.getLogger("theirs").info("begins")
+    print("printed")
+    raise RuntimeError("no such account")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pool", [("solo",), ("threads", "--concurrency", "2"), ("prefork", "--concurrency", "2")]
+)
+def test_no_line_is_lost_where_the_handlers_module_configures_logging(
+    pool: tuple[str, ...], deployed: None, environment: dict[str, str], ledger: Ledger, tmp_path: Path
+) -> None:
+    (tmp_path / "configuring.py").write_text(CONFIGURING)
+    make_users(ledger.url, 2)
+    environment |= {
+        "SYNC_HANDLER": "configuring:handle",
+        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+        "DAILY_TICK_CRON": "0 0 29 2 *",
+    }
+    options = ("worker", "-Q", "daily", "--loglevel", "INFO", "--pool", *pool)
+    with started(celery(environment, tmp_path / "log", *options)) as worker, context_at(utc_now) as context:
+        worker.wait_for_log("ready.")
+        tick.daily(context, DailyOptions())
+        said = "raised expected: JobFailed"
+        wait_until(lambda: worker.log().count(said) == 2, 60, "Celery's lines")
+        lines = worker.log().splitlines()
+        assert worker.running
+    for form in (
+        r'THEIRS worker_scheduler\.\S+ event="job failed" job_id=\S+ partition_key=daily:\S+ user_id=\S+ ',
+        r"THEIRS celery\.app\.trace Task sync_user\[\S+\] raised expected: ",
+        r"THEIRS theirs begins",
+        r"THEIRS celery\.redirected printed",
+    ):
+        assert len([line for line in lines if re.match(form, line)]) == 2, form

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 from worker_scheduler import logs
 from worker_scheduler.errors import ConfigurationError
@@ -40,7 +40,12 @@ def imported_at_first_job(name: str | None) -> Handler:
     If that fails, the attempt is put off, and the next one tries again: the last one makes its job FAILED.
     Raises ConfigurationError if there is no name.
     """
-    load = cache(partial(load_handler, require_name(name)))
+    name = require_name(name)
+
+    @cache
+    def load() -> Handler:
+        with logs.while_application_is_imported():
+            return load_handler(name)
 
     def handle(job: SyncJob) -> object:
         try:
