@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -174,10 +174,16 @@ class _Logger:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __getattr__(self, method: str) -> Any:
-        if structlog.is_configured() and not _this_process.is_ours:
-            return getattr(structlog.get_logger(self._name), method)
-        return getattr(self._over_logging(), method)
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        def write(event: str, **values: object) -> None:
+            if structlog.is_configured() and not _this_process.is_ours:
+                # Their processors may raise anything, which must not keep a job's end from being recorded.
+                with suppress(Exception):
+                    getattr(structlog.get_logger(self._name), method)(event, **values)
+                    return
+            getattr(self._over_logging(), method)(event, **values)
+
+        return write
 
     def _over_logging(self) -> Any:
         return structlog.wrap_logger(

@@ -101,6 +101,20 @@ def test_with_structlog_of_their_own_our_lines_are_like_theirs(
     assert outcome.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "configured",
+    ["processors=[lambda *_: 1 / 0]", "logger_factory=lambda: None"],
+    ids=["processor", "factory"],
+)
+def test_a_structlog_that_raises_keeps_no_job_from_ending(
+    configured: str, environment: dict[str, str], job_id: UUID, ledger: Ledger
+) -> None:
+    outcome = claimed_by_others(environment, f"import structlog; structlog.configure({configured})", job_id)
+    (job,) = ledger.jobs()
+    assert (job["status"], job["error_message"]) == ("FAILED", "RuntimeError: no such account\nsecond line")
+    assert f'event="job failed" job_id={job_id} {NAMED}' in outcome.stderr
+
+
 def test_their_configuration_of_structlog_stays_theirs() -> None:
     code = (
         "import structlog; from worker_scheduler import logs\n"
