@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from redis import Redis, RedisError
 
+from tests.support import amqp_peer as peers
+from tests.support.application import fresh_app
 from tests.support.messages import Broker, Message
 from tests.support.processes import Process, celery, started
 from tests.support.waiting import wait_until
@@ -284,6 +286,43 @@ def test_revoked_credentials_are_one_line(
             said = [line for line in process.log().splitlines()[lines:] if "Sending due task" not in line]
             assert len(said) <= 2, said
             assert "s3cr3t" not in process.log()
+
+
+@pytest.mark.parametrize("refusal", [peers.LOGIN, peers.HOST, peers.BINDING], ids=lambda one: one.text)
+def test_a_broker_that_refuses_is_one_line(
+    refusal: peers.Refusal, beat_environment: dict[str, str], tmp_path: Path
+) -> None:
+    with (
+        peers.amqp_peer(None, refusal) as url,
+        started(beat(beat_environment | {"CELERY_BROKER_URL": url}, tmp_path, "beat")) as process,
+    ):
+        process.wait_for_log("cannot reach a server")
+        lines = len(process.log().splitlines())
+        time.sleep(5)  # it asks again, and says no more
+        assert process.running
+        said = [line for line in process.log().splitlines()[lines:] if "Sending due task" not in line]
+        assert said == []
+        assert refusal.text in process.log()
+        assert "Traceback" not in process.log()
+
+
+def test_a_beat_whose_triggers_cannot_be_sent_gives_up(
+    deployed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its supervisor starts it again, with the address or the password of then."""
+    with peers.amqp_peer(None, peers.BINDING) as url:
+        monkeypatch.setenv("CELERY_BROKER_URL", url)
+        monkeypatch.setenv("RECONCILE_INTERVAL_SECONDS", "1")
+        with fresh_app():
+            from worker_scheduler import app, beat
+
+            monkeypatch.setattr(beat, "_GIVE_UP_SECONDS", 2.0)
+            scheduler = beat.Scheduler(app=app)
+            try:
+                with pytest.raises(beat.BeatEnds):
+                    wait_until(lambda: scheduler.tick() < 0, 30, "the end of Beat")
+            finally:
+                scheduler.close()
 
 
 def test_a_beat_that_is_stopped_during_an_outage_ends_in_order(

@@ -13,6 +13,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
+from amqp.exceptions import AMQPError
 from celery.apps.beat import Beat
 from celery.beat import SchedulingError
 from celery.signals import beat_init
@@ -94,7 +95,7 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
                 seconds = float(self.max_interval)
             else:
                 seconds = float(super().tick(*arguments, **options))
-        except OperationalError as error:
+        except (OperationalError, AMQPError) as error:  # the second one if RabbitMQ refuses this user
             return self._after(self._broker, error)
         except (RedisError, OSError) as error:
             return self._after(self._redis, error)
@@ -102,14 +103,17 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
         return seconds
 
     def maybe_due(self, entry: RedBeatSchedulerEntry, **options: Any) -> Any:
-        """Triggers an entry if it is due. A trigger that cannot be sent is left to reconcile."""
+        """Triggers an entry if it is due. A trigger that cannot be sent is left to reconcile.
+
+        Raises BeatEnds if none could be sent for too long.
+        """
         is_due, seconds = entry.is_due()
         if is_due:
             logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
             try:
                 self.apply_async(entry, **options)
             except SchedulingError as error:
-                self._broker.goes_on(error)
+                self._after(self._broker, error)
             else:
                 self._broker.is_over()
         return seconds

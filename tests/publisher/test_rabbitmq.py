@@ -1,4 +1,4 @@
-"""RabbitMQ that gives no answer: nothing waits for it for ever. matrix/ has the tests with a real one."""
+"""RabbitMQ that gives no answer, or refuses. matrix/ has the tests with a real one."""
 
 import re
 import time
@@ -7,12 +7,17 @@ from collections.abc import Iterator
 import pytest
 from celery import Celery
 
-from tests.support.amqp_peer import amqp_peer
+from tests.support import amqp_peer as peers
+from tests.support.amqp_peer import Refusal, amqp_peer
 from tests.support.application import fresh_app
 from tests.support.command_line import in_this_process
 from worker_scheduler.errors import StoreUnavailable
+from worker_scheduler.probe_ids import new_probe_id
 from worker_scheduler.publisher import rabbitmq
+from worker_scheduler.publisher.broker import OpaqueBroker
 from worker_scheduler.publisher.dispatch_message import DispatchSender
+from worker_scheduler.publisher.group import GroupPublisher
+from worker_scheduler.publisher.probe_message import probe_message
 
 PATIENCE = 0.5
 
@@ -66,3 +71,43 @@ def test_a_connection_that_is_blocked_is_closed_at_once(app: tuple[Celery, str])
     began = time.monotonic()
     connection.close()
     assert time.monotonic() - began < PATIENCE
+
+
+REFUSALS = (peers.LOGIN, peers.HOST, peers.QUEUE, peers.BINDING, peers.PUBLISH)
+
+
+@pytest.fixture
+def refusing(
+    request: pytest.FixtureRequest, deployed: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Celery]:
+    """An app whose broker refuses what the parameter names."""
+    monkeypatch.setattr(rabbitmq, "PATIENCE_SECONDS", PATIENCE)
+    with amqp_peer(None, request.param) as url:
+        monkeypatch.setenv("CELERY_BROKER_URL", url)
+        with fresh_app():
+            import worker_scheduler
+
+            yield worker_scheduler.app
+
+
+def refused(*refusals: Refusal) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("refusing", refusals, ids=[one.text for one in refusals], indirect=True)
+
+
+@refused(*REFUSALS)
+def test_a_refusal_is_one_line(refusing: Celery, request: pytest.FixtureRequest) -> None:
+    said = request.node.callspec.params["refusing"].text
+    with pytest.raises(StoreUnavailable, match=f"unavailable: .*{said}$"):
+        DispatchSender(refusing).send("daily:2026-11-23", "daily", "id")
+    with pytest.raises(StoreUnavailable, match=f"unavailable: .*{said}$"):
+        GroupPublisher(refusing, OpaqueBroker()).publish([probe_message(new_probe_id(), "daily")])
+    outcome = in_this_process("check")
+    (line,) = [line for line in outcome.stdout.splitlines() if line.startswith("FAULT broker")]
+    assert line.endswith(said)
+    assert outcome.status == 4
+
+
+@refused(peers.MESSAGE)
+def test_a_message_that_is_not_wanted_is_named(refusing: Celery) -> None:
+    with pytest.raises(StoreUnavailable, match=r"unavailable: RabbitMQ does not take the message"):
+        DispatchSender(refusing).send("daily:2026-11-23", "daily", "id")

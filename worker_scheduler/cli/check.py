@@ -129,7 +129,7 @@ def _check_broker(settings: Settings) -> str:
             connection.ensure_connection(max_retries=1, timeout=5)
             if settings.broker_is_redis:
                 connection.default_channel.client.ping()
-            try_to_publish(connection)
+            try_to_publish(connection, app.amqp.queues.values())
     except Exception as error:
         place = show_url(settings.broker_url)
         raise StoreUnavailable(f"{place} is unavailable: {broker_reason(error)}") from error

@@ -11,7 +11,10 @@ from typing import Protocol
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from amqp.exceptions import AMQPError, MessageNacked
+from kombu.exceptions import KombuError
 from redis import Redis
+from redis.exceptions import RedisError
 
 from worker_scheduler.errors import StoreUnavailable
 from worker_scheduler.redaction import escape_control_characters, one_line, show, show_url
@@ -20,6 +23,10 @@ _HOW_TO_CHANGE = (
     "; rediss:// verifies certificates unless the URL says otherwise:"
     " ssl_ca_certs=FILE (another CA), ssl_cert_reqs=none (encrypted, not verified)"
 )
+BROKER_ERRORS = (KombuError, RedisError, AMQPError, MessageNacked, OSError)
+"""What a publish raises. kombu makes errors of its own only of those after which it would try again: a
+refusal by RabbitMQ, such as of a login, a virtual host or a queue, stays what py-amqp raises.
+"""
 EPOCH_KEY = "worker_scheduler:epoch"
 _REDIS_PORT = 6379
 _LONGEST_SERVER = 280

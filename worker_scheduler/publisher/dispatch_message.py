@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from celery import Celery
-from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
 
-from worker_scheduler.publisher.broker import unavailable
+from worker_scheduler.publisher.broker import BROKER_ERRORS, unavailable
 
 DISPATCH = "scheduler.dispatch"
 """The name of the task."""
@@ -32,5 +30,5 @@ class DispatchSender:
                 task_id=message_id,
                 retry=False,
             )
-        except (KombuError, RedisError, OSError) as error:
+        except BROKER_ERRORS as error:
             raise unavailable(self._app.conf.broker_url, error) from error

@@ -12,11 +12,9 @@ from uuid import UUID
 
 from celery import Celery, group
 from kombu import Producer
-from kombu.exceptions import KombuError, OperationalError
-from redis.exceptions import RedisError
 
 from worker_scheduler.publisher import SYNC_USER, GroupMessage, SharedFields
-from worker_scheduler.publisher.broker import BrokerState, unavailable
+from worker_scheduler.publisher.broker import BROKER_ERRORS, BrokerState, unavailable
 
 # Commands per round trip: enough that round trips hardly count, few enough that kombu's buffer stays small.
 _PIPELINE_SIZE = 1000
@@ -45,7 +43,7 @@ class GroupPublisher:
                 producer.batch(max_size=_PIPELINE_SIZE),
             ):
                 apply_group(self._app, group_message, producer)
-        except (OperationalError, KombuError, RedisError, OSError) as error:
+        except BROKER_ERRORS as error:
             raise unavailable(self._app.conf.broker_url, error.__cause__ or error) from error
         return epoch
 

@@ -7,13 +7,13 @@ end of that, also when it closes the connection.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 import kombu
 from amqp import spec
 from amqp.exceptions import (
-    AccessRefused,
     IrrecoverableConnectionError,
     MessageNacked,
     RecoverableConnectionError,
@@ -131,7 +131,7 @@ class Channel(pyamqp.Channel):  # type: ignore[misc] # kombu has no types
                 callback=lambda method, number, *_: answers.append((method, number)),
             )
         if answers[-1][0] == spec.Basic.Nack:
-            raise MessageNacked
+            raise MessageNacked("RabbitMQ does not take the message: the queue is full by its policy")
 
     def _basic_publish(self, *arguments: Any, **options: Any) -> Any:
         if self.connection is not None:
@@ -159,9 +159,13 @@ class SSLTransport(pyamqp.SSLTransport):  # type: ignore[misc] # kombu has no ty
     Connection = Connection
 
 
-def try_to_publish(connection: kombu.Connection) -> None:
-    """Publishes a message that goes into no queue. Raises the connection's errors if it is not taken."""
+def try_to_publish(connection: kombu.Connection, queues: Iterable[kombu.Queue]) -> None:
+    """Declares the queues, as each publish does, and publishes a message that goes into none of them.
+
+    Raises the connection's errors if RabbitMQ refuses that.
+    """
     if connection.transport.driver_type != "amqp":
         return
-    with suppress(AccessRefused):  # a user who may write to our exchanges only
-        kombu.Producer(connection.default_channel).publish({}, routing_key="worker_scheduler.check")
+    for queue in queues:
+        queue(connection.default_channel).declare()
+    kombu.Producer(connection.default_channel).publish({}, routing_key="worker_scheduler.check")
