@@ -30,12 +30,17 @@ ROOT = Path(__file__).resolve().parents[2]
 DAY = "2026-11-23"
 KEY = f"daily:{DAY}"
 SLOW = ["daily", "--date", DAY, "--enqueue-batch-size", "10", "--enqueue-sleep-seconds", "60"]
+# A shell without job control lets its background jobs ignore Ctrl-C, and this process may be one.
+OBEYING = (
+    "import os, sys; from signal import *; signal(SIGINT, SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
 BOTH = pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 
 
 @contextmanager
 def ticking(environment: dict[str, str], folder: Path, *command: str) -> Iterator[Process]:
-    tick = Process([sys.executable, "-m", "worker_scheduler", *command], environment, folder / "tick.log")
+    called = [sys.executable, "-m", "worker_scheduler", *command]
+    tick = Process([sys.executable, "-ISc", OBEYING, *called], environment, folder / "tick.log")
     with started(tick):
         yield tick
 
@@ -96,7 +101,10 @@ def test_a_tick_that_stored_no_run_says_so(
     assert (ledger.count(), broker.counts()) == (0, {})
 
 
-WAITING = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted"
+WAITING = (
+    "SELECT count(*) > 0 FROM pg_stat_activity"
+    " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+)
 
 
 @BOTH

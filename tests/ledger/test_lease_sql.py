@@ -23,7 +23,9 @@ from worker_scheduler.ledger.tables import Kind
 HELD_SECONDS = 1.2
 UNTIL = NOON + LEASE
 HOLDER = uuid4()
-WAITS_FOR = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid())"
+WAITS_FOR = """
+SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')
+"""
 
 
 @pytest.fixture

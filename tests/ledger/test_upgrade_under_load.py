@@ -155,7 +155,11 @@ def test_a_ledger_is_migrated_while_workers_of_the_last_version_run_jobs(
 
 
 def waits_for_lock(ledger: Ledger) -> bool:
-    return bool(ledger.value("SELECT count(*) FROM pg_locks WHERE NOT granted AND mode LIKE 'AccessExcl%'"))
+    waiting = (
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode LIKE 'AccessExcl%'"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    return bool(ledger.value(waiting))
 
 
 def test_a_migration_that_never_gets_its_lock_changes_nothing_and_says_how_to_go_on(

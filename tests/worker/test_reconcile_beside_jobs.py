@@ -215,7 +215,10 @@ def test_while_messages_are_taken_and_in_a_worker_of_jobs_alone_the_watchdog_sta
 
 def wait_for_held_up_pass(site: Site, worker: Process) -> list[psutil.Process]:
     """On a slow machine a second pass may have begun by then."""
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
     wait_until(lambda: site.ledger.value(waiting), 60, "a pass that waits for a lock")
     return passes_of(worker)
 
