@@ -216,8 +216,8 @@ def test_a_job_that_postgres_refuses_is_one_line_at_error(
     ledger.execute(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
         " $$ BEGIN RAISE EXCEPTION 'not by you'; END $$",
-        "INSERT INTO sync_jobs (job_id, user_id, triggered_by, partition_key)"
-        " VALUES (gen_random_uuid(), gen_random_uuid(), 'somebody', 'p')",
+        "INSERT INTO sync_jobs (job_id, user_id, github_login, triggered_by, partition_key)"
+        " VALUES (gen_random_uuid(), gen_random_uuid(), 'octocat', 'somebody', 'p')",
         "CREATE TRIGGER t BEFORE UPDATE ON sync_jobs FOR EACH ROW EXECUTE FUNCTION refuse()",
     )
     logs.configure("INFO")
@@ -227,7 +227,8 @@ def test_a_job_that_postgres_refuses_is_one_line_at_error(
     _, raised = worker.get(timeout=30)
     assert str(raised) == "Postgres refused a statement: not by you"
     (line,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert line.getMessage().startswith('event="job not done"')
+    named = f"job_id={job['job_id']} partition_key=p user_id={job['user_id']} github_login=octocat"
+    assert line.getMessage().startswith(f'event="job not done" {named}')
     assert "not by you" in line.getMessage()
 
 

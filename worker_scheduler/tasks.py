@@ -147,9 +147,8 @@ def sync_user(
         # If it acknowledged the message, the job would wait until the queue is empty and reconcile sees it.
         raise Reject(str(outage), requeue=True) from outage
     except SchedulerError as error:  # Celery logs it only at INFO; reconcile sends the job again
-        # Names from the message, since the ledger could not be asked.
-        named = {"partition_key": str(partition_key), "user_id": str(user_id)}
-        log.error("job not done", job_id=str(job_id), **named, reason=str(error))
+        named = wiring.job_names(job_id, partition_key=str(partition_key), user_id=str(user_id))
+        log.error("job not done", **named, reason=str(error))
         raise
 
 

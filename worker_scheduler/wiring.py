@@ -14,14 +14,17 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
+from uuid import UUID
 
 from worker_scheduler import child_process
 from worker_scheduler.clock import Clock, refresh
 from worker_scheduler.config.settings import Settings, load
+from worker_scheduler.errors import SchedulerError
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.dispatcher_requests import CommandRequests, TaskRequests
 from worker_scheduler.fanout.report import Report
 from worker_scheduler.leases import Lease, heartbeat
+from worker_scheduler.ledger import any_job
 from worker_scheduler.ledger.clock import HostWatch, LedgerClock
 from worker_scheduler.ledger.database import Database
 from worker_scheduler.maintenance.watchdog import Watchdog
@@ -32,6 +35,7 @@ from worker_scheduler.publisher.redis_broker import RedisBroker
 from worker_scheduler.worker import pool_memory
 from worker_scheduler.worker.claims import Worker
 from worker_scheduler.worker.lost_processes import LostProcesses
+from worker_scheduler.worker.naming import naming
 from worker_scheduler.worker.pool_heartbeat import PoolHeartbeat
 from worker_scheduler.worker.pool_memory import Held, PoolMemory
 from worker_scheduler.worker.retry_on import loaded_at_first_error
@@ -158,6 +162,18 @@ def watchdog(worker_name: str) -> Watchdog:
         interval=timedelta(seconds=settings.reconcile_interval_seconds),
         command=command,
     )
+
+
+def job_names(job_id: UUID, **in_message: str) -> dict[str, str]:
+    """The fields of a log line about a job that this process does not hold. in_message: those that its
+    message says, for a ledger that does not answer.
+    """
+    try:
+        with process_worker().database.autocommit() as connection:
+            found = any_job.get(connection, job_id)
+    except SchedulerError:
+        found = None
+    return {"job_id": str(job_id), **in_message} if found is None else naming(found)
 
 
 def process_worker() -> Worker:

@@ -113,7 +113,7 @@ def _watch_pool(sender: Any, **_: Any) -> None:
     keeper = wiring.pool_heartbeat(held)
     _watching.callback(keeper.database.dispose)
     _watching.enter_context(heartbeat(keeper.renew, keeper.lease.heartbeat_seconds, "active jobs"))
-    watch = PoolWatch(memory, held, lambda late: wiring.lost_processes(memory).time_out(late))
+    watch = PoolWatch(memory, held, lambda late: wiring.lost_processes(memory).time_out(late), _names)
     _watching.enter_context(heartbeat(watch.look, LOOK_SECONDS, "overdue processes"))
 
 
@@ -138,7 +138,18 @@ def _held(memory: PoolMemory) -> Iterator[Held]:
                 yield held
 
 
-_recorder = Recorder()
+def _names(job_id: UUID) -> dict[str, str]:
+    return wiring.job_names(job_id, **_in_message(job_id))
+
+
+def _in_message(job_id: UUID) -> dict[str, str]:
+    """Whose job it is, as its message says."""
+    request = worker_state.requests.get(str(job_id))
+    given = () if request is None else request.args
+    return dict(zip(("user_id", "partition_key"), map(str, given), strict=False))
+
+
+_recorder = Recorder(wiring.job_names)
 
 
 def _stop_watching(**_: Any) -> None:
@@ -155,7 +166,7 @@ class _Listener:
         held = None if memory is None else memory.held_by(pid)
         if memory is not None and held is not None and held.job_id == job_id:
             lose = partial(wiring.lost_processes(memory).lose, held, reason)
-            _recorder.note(lose, _QUICKLY_SECONDS, job_id=str(job_id))
+            _recorder.note(job_id, lose, _QUICKLY_SECONDS, **_in_message(job_id))
 
     def terminated(self, job_id: UUID) -> None:
         """The job is revoked, whoever runs it."""
@@ -170,12 +181,14 @@ class _Listener:
             if held is not None and held.job_id == job_id:
                 processes = wiring.lost_processes(memory)
                 later = partial(processes.hand_back_if_stuck, held, time.monotonic())
-                _recorder.note(later, job_id=str(job_id))
+                _recorder.note(held.job_id, later, 0.0, **_in_message(held.job_id))
             return False
-        hand_back = None if job_id is None else wiring.process_worker().take_from_runner(job_id)
+        if job_id is None:
+            return False
+        hand_back = wiring.process_worker().take_from_runner(job_id)
         if hand_back is None:
             return False
-        _recorder.note(hand_back, _QUICKLY_SECONDS, job_id=str(job_id))
+        _recorder.note(job_id, hand_back, _QUICKLY_SECONDS, **_in_message(job_id))
         return True
 
 
@@ -189,4 +202,4 @@ def _end_revoked_job(sender: Task, request: Any, terminated: bool, **_: Any) -> 
 
 def _skip_revoked(job_id: UUID, killed: bool, wait_seconds: float = 0.0) -> None:
     skip = partial(wiring.process_worker().skip_revoked, job_id, killed)
-    _recorder.note(skip, wait_seconds, job_id=str(job_id))
+    _recorder.note(job_id, skip, wait_seconds, **_in_message(job_id))

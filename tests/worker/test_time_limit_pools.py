@@ -85,7 +85,14 @@ def test_a_process_whose_job_goes_on_is_replaced(handler: str, site: Site) -> No
     with site.worker(f"{HANDLERS}:{handler}", *PREFORK, JOB_TIMEOUT_SECONDS="1") as worker:
         pid = site.wait_for_attempt(1)
         assert timed_out(wait_for(site, "user-1", "FAILED"))
-        worker.wait_for_log("process killed, its job went on after its time limit", SECONDS)
+        said = "process killed, its job went on after its time limit"
+        worker.wait_for_log(said, SECONDS)
+        (line,) = [line for line in worker.log().splitlines() if said in line]
+        job = job_of(site, "user-1")
+        named = (
+            f"partition_key={job['partition_key']} user_id={job['user_id']} github_login=user-1 pid={pid}"
+        )
+        assert f" job_id={job['job_id']} {named}" in line
         wait_until(lambda: not Path(f"/proc/{pid}").exists(), SECONDS, "the end of the process")
         wait_for(site, "user-2", "COMPLETED")
         assert worker.running

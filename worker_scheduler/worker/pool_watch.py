@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from worker_scheduler import logs
 from worker_scheduler.errors import SchedulerError
@@ -28,12 +29,14 @@ class PoolWatch:
     """Ends jobs and kills their processes.
 
     held: the attempts of the pool's processes. time_out: ends one of them in the ledger, unless it has
-    ended; it may wait while Postgres is away, but not for the lock of one job's row.
+    ended; it may wait while Postgres is away, but not for the lock of one job's row. names: the
+    fields of a log line about a job.
     """
 
     memory: PoolMemory
     held: Callable[[], Iterable[Held]]
     time_out: Callable[[Held], object]
+    names: Callable[[UUID], dict[str, str]]
     _told: set[Held] = field(default_factory=set)
 
     def look(self) -> bool:
@@ -49,13 +52,14 @@ class PoolWatch:
         except SchedulerError as error:
             if held not in self._told:  # once, since each look tries again
                 self._told.add(held)
-                log.error("timed-out job not ended", job_id=str(held.job_id), reason=str(error))
+                log.error("timed-out job not ended", **self.names(held.job_id), reason=str(error))
             return
+        named = self.names(held.job_id)
         # The handler may have ended meanwhile. If it is just ending, its end is recorded or it is too late.
         if self.memory.held_by(held.pid) == held:
             log.warning(
                 "process killed, its job went on after its time limit",
-                job_id=str(held.job_id),
+                **named,
                 pid=held.pid,
             )
             with suppress(ProcessLookupError):
