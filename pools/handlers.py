@@ -90,3 +90,8 @@ def waits(job: SyncJob) -> None:
         _touch("interrupted")
         raise
     _touch("ended")
+
+
+def runs_async_code(job: SyncJob) -> None:
+    """Runs an event loop of its own for a second."""
+    asyncio.run(asyncio.sleep(1))

@@ -147,6 +147,20 @@ def test_a_job_is_tried_again(row: Row, site: Site, start: Start) -> None:
     assert times_begun(site) == 2
 
 
+def test_async_code_runs_where_each_job_has_a_thread(pool: str, site: Site, start: Start) -> None:
+    """In gevent two jobs share one, which can run one event loop at a time."""
+    with start("runs_async_code") as worker:
+
+        def ended() -> set[str]:
+            found = {str(job_of(site, login)["status"]) for login in (FIRST_USER, SECOND_USER)}
+            return found if found <= {"COMPLETED", "FAILED"} else set()
+
+        statuses = wait_until(ended, SECONDS, "the end of both jobs")
+        assert statuses == ({"COMPLETED", "FAILED"} if pool == "gevent" else {"COMPLETED"})
+        refused = "asyncio.run() cannot be called from a running event loop"
+        assert (refused in worker.log()) == (pool == "gevent")
+
+
 def test_a_handler_that_sleeps_for_too_long_ends_its_own_job(pool: str, site: Site, start: Start) -> None:
     with start("waits", JOB_TIMEOUT_SECONDS="1") as worker:
         wait_for_handler(site)
