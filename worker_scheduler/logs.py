@@ -179,9 +179,11 @@ class _Logger:
             if structlog.is_configured() and not _this_process.is_ours:
                 # Their processors may raise anything, which must not keep a job's end from being recorded.
                 with suppress(Exception):
-                    getattr(structlog.get_logger(self._name), method)(event, **values)
+                    theirs = getattr(structlog.get_logger(self._name), method)
+                    theirs(event, **values)
                     return
-            getattr(self._over_logging(), method)(event, **values)
+            ours = getattr(self._over_logging(), method)
+            ours(event, **values)
 
         return write
 
