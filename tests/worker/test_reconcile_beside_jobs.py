@@ -1,4 +1,4 @@
-"""Ticks and reconcile never wait behind jobs: real workers whose pools are full of jobs that do not end."""
+"""Reconcile and due days never wait behind jobs: workers whose pools are full of jobs that do not end."""
 
 import signal
 import time

@@ -28,7 +28,7 @@ def check_handler(name: str | None, retry_on: str = NONE) -> None:
     them into this process.
 
     Raises ConfigurationError if there is no name, if the handler cannot be imported or cannot do jobs, or
-    if a class cannot be imported or is none.
+    if a class cannot be imported or is no class of exceptions.
     """
     name = require_name(name)
     with TemporaryFile() as answer:  # a pipe could be held open by a process that the module starts

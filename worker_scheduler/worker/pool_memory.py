@@ -74,7 +74,7 @@ class PoolMemory:
             self._write(_EMPTY)
 
     def held_by(self, pid: int) -> Held | None:
-        """The attempt that a process holds, or held when it died; None also if it died as it noted it."""
+        """The attempt that a process holds, or held when it died; None if it died while it wrote that."""
         for offset in range(_BYTES, _BYTES * (_PROCESSES + 1), _BYTES):
             for _ in range(_READS):  # a record that is just being written fits no checksum
                 written, *_ = struct.unpack_from("<Q", self._memory, offset)
