@@ -59,6 +59,14 @@ def take_out(broker: Broker, message_id: str) -> bytes:
     return bytes(text)
 
 
+def lose_with_note(message_id: str, ledger: Ledger, broker: Broker) -> None:
+    """Removes a handover, and the note that the run has it."""
+    take_out(broker, message_id)
+    partition_key = ledger.value("SELECT partition_key FROM sync_runs")
+    with Redis.from_url(broker.url) as redis:
+        assert redis.delete(f"{broker.key_prefix}worker_scheduler:baton:{partition_key}") == 1
+
+
 @pytest.mark.parametrize("times", [1, 4])
 def test_a_lost_handover_is_replaced(
     times: int, context: TickContext, ledger: Ledger, broker: Broker
@@ -155,6 +163,28 @@ def test_a_handover_that_was_lost_with_the_data_is_replaced(
     for _ in range(3):
         assert reconciler.reconcile(context).put_right["handovers"] == 0
     assert len(handovers(broker)) == 1
+
+
+def test_a_handover_that_was_lost_with_its_note_is_replaced(
+    context: TickContext, ledger: Ledger, broker: Broker
+) -> None:
+    """As in a failover to a replica that lags: the epoch is there, the newest keys are not."""
+    lose_with_note(handed_over(context, ledger, broker), ledger, broker)
+    assert reconciler.reconcile(context).put_right["handovers"] == 1
+    assert len(handovers(broker)) == 1
+    for _ in range(3):
+        assert reconciler.reconcile(context).put_right["handovers"] == 0
+    assert len(handovers(broker)) == 1
+
+
+def test_a_run_whose_command_waits_for_space_gets_no_handover(
+    context: TickContext, ledger: Ledger, broker: Broker
+) -> None:
+    lose_with_note(handed_over(context, ledger, broker), ledger, broker)
+    until = context.settings.lease.until(context.clock())
+    ledger.execute(f"UPDATE sync_runs SET leased_until = '{until}'")
+    assert reconciler.reconcile(context).put_right["handovers"] == 0
+    assert handovers(broker) == []
 
 
 @pytest.mark.parametrize("note", [None, b"5", b"", b"\xff"])

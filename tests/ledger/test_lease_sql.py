@@ -15,7 +15,7 @@ from tests.support.contexts import NOON, HandedClock, context_at
 from tests.support.ledger import Ledger
 from tests.support.waiting import wait_until
 from worker_scheduler.fanout.context import TickContext
-from worker_scheduler.ledger import batches, dead_workers, jobs, locks, rescue, runs
+from worker_scheduler.ledger import batches, dead_workers, held_runs, jobs, locks, rescue, runs
 from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.runs import NewRun
 from worker_scheduler.ledger.tables import Kind
@@ -267,7 +267,7 @@ def test_a_lease_that_lasts_too_long_counts_as_over(
         assert dead_workers.rescue(connection, page, now=NOON, max_attempts=3) == 1
         (taken,) = rescue.take_due(connection, Kind.DAILY, now=NOON, leased_until=UNTIL, limit=1)
         assert UUID(taken.job_id) in {running.job_id, due.job_id}
-        assert not runs.is_being_planned(connection, run["run_id"], NOON)
+        assert not held_runs.is_being_planned(connection, run["run_id"], NOON)
         assert runs.take_over(connection, NOON, UNTIL) is not None
         assert batches.claim(connection, run["run_id"], HOLDER, limit=9, now=NOON, claimed_until=UNTIL)
         assert locks.holder_of(connection, 1, NOON) is None

@@ -13,7 +13,7 @@ from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.dispatcher import Dispatcher, DispatchResult
 from worker_scheduler.fanout.pipeline import dispatcher_of
 from worker_scheduler.fanout.report import Report
-from worker_scheduler.ledger import runs, schema
+from worker_scheduler.ledger import held_runs, runs, schema
 from worker_scheduler.ledger.runs import Run
 from worker_scheduler.ledger.tables import Kind
 from worker_scheduler.outcome import Outcome
@@ -59,7 +59,7 @@ def _dispatch_to_the_end(context: TickContext, dispatcher: Dispatcher, run: Run)
     while True:
         # Asked before the look for batches: those of the last chunk may come in between.
         with context.database.autocommit() as connection:
-            planned = not runs.is_being_planned(connection, run.run_id, context.clock())
+            planned = not held_runs.is_being_planned(connection, run.run_id, context.clock())
         result = dispatcher.dispatch(run)
         if result is DispatchResult.QUEUE_FULL:
             context.dispatcher_requests.continue_later(run)

@@ -7,9 +7,10 @@ committed before its first message. Who is in the run, and whether it may start,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from uuid import UUID
 
 from worker_scheduler.errors import SchedulerError, StoreUnavailable
 from worker_scheduler.fanout.context import TickContext
@@ -87,11 +88,13 @@ def dispatcher_of(
     )
 
 
-def take_over(context: TickContext) -> Run | None:
-    """A run that its tick has left unfinished, now leased by this process; None if there is none."""
+def take_over(context: TickContext, besides: Collection[UUID] = ()) -> Run | None:
+    """A run that its tick has left unfinished, now leased by this process; None if there is none but those
+    in `besides`.
+    """
     now = context.clock()
     with context.database.autocommit() as connection:
-        return runs.take_over(connection, now, context.settings.lease.until(now))
+        return runs.take_over(connection, now, context.settings.lease.until(now), besides)
 
 
 @contextmanager

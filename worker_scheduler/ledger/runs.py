@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from worker_scheduler.ledger.lease_sql import WAITED, is_over, is_valid
+from worker_scheduler.ledger.lease_sql import WAITED, is_over
 from worker_scheduler.ledger.tables import Kind, RunState
 
 
@@ -125,14 +125,6 @@ _ENQUEUED = text(
     """
 )
 
-
-_BEING_PLANNED = text(
-    f"""
-    SELECT EXISTS (SELECT FROM sync_runs
-                   WHERE run_id = :run_id AND state = 'PLANNING' AND {is_valid("leased_until")})
-    """
-)
-
 _TO_BE_PLANNED = text("SELECT EXISTS (SELECT FROM sync_runs WHERE run_id = :run_id AND state = 'PLANNING')")
 
 _AT_WORK = "state IN ('PLANNING', 'DISPATCHING')"
@@ -160,7 +152,7 @@ _TAKE_OVER = text(
     f"""
     UPDATE sync_runs SET leased_until = :leased_until + {WAITED}
     WHERE run_id = (SELECT run_id FROM sync_runs
-                    WHERE {_FREE}
+                    WHERE {_FREE} AND run_id <> ALL(CAST(:besides AS uuid[]))
                     ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED)
         AND {_FREE}
     RETURNING {_COLUMNS}
@@ -245,11 +237,6 @@ def mark_enqueued(connection: Connection, run_id: UUID, now: datetime) -> bool:
     return connection.execute(_ENQUEUED, {"run_id": run_id, "now": now}).rowcount == 1
 
 
-def is_being_planned(connection: Connection, run_id: UUID, now: datetime) -> bool:
-    """Whether a living process is planning the run, so that more batches may come."""
-    return bool(connection.execute(_BEING_PLANNED, {"run_id": run_id, "now": now}).scalar_one())
-
-
 def is_to_be_planned(connection: Connection, run_id: UUID) -> bool:
     """Whether users of the run may still be without a job: it is PLANNING, with or without a process."""
     return bool(connection.execute(_TO_BE_PLANNED, {"run_id": run_id}).scalar_one())
@@ -266,11 +253,14 @@ def release(connection: Connection, run_id: UUID) -> None:
     connection.execute(_RELEASE, {"run_id": run_id})
 
 
-def take_over(connection: Connection, now: datetime, leased_until: datetime) -> Run | None:
-    """Takes the lease of the oldest run that is only partly planned or dispatched, has no lease and is not
-    left alone after a failure (backoff.py); returns None if there is none.
+def take_over(
+    connection: Connection, now: datetime, leased_until: datetime, besides: Collection[UUID] = ()
+) -> Run | None:
+    """Takes the lease of the oldest run that is only partly planned or dispatched, has no lease, is not
+    left alone after a failure (backoff.py) and is none of `besides`; returns None if there is none.
     """
-    row = connection.execute(_TAKE_OVER, {"now": now, "leased_until": leased_until}).one_or_none()
+    parameters = {"now": now, "leased_until": leased_until, "besides": [str(one) for one in besides]}
+    row = connection.execute(_TAKE_OVER, parameters).one_or_none()
     return None if row is None else _run_from_row(row)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from worker_scheduler.fanout import handover
 from worker_scheduler.fanout.context import TickContext
-from worker_scheduler.ledger import batches, broker_epochs, runs
+from worker_scheduler.ledger import batches, held_runs, runs
 from worker_scheduler.ledger.runs import Run
 from worker_scheduler.ledger.tables import RunState
 from worker_scheduler.maintenance.failures import Failures, stores_answer
@@ -49,16 +49,14 @@ def handovers(context: TickContext) -> int:
 
 
 def _hand_over_again(context: TickContext, run: Run) -> bool:
-    """Hands a run over that has no handover, if the broker has lost its data, and the queue is full again.
+    """Hands a run over that has no handover, if the queue is full and no process is at work on the run.
 
-    Then the handover may be lost together with the note of it. Otherwise none is made: it may be a run of
-    the command, which waits for space itself.
+    The handover may be lost together with the note of it: with the broker's data, in a failover, or with a
+    worker that died. A command, which waits for space itself, holds its run.
     """
-    with context.database.autocommit() as connection:
-        present = broker_epochs.present(connection)
-        seen = broker_epochs.seen_since(connection, run.created_at)
-    if present is None or all(one.epoch == present.epoch for one in seen):
-        return False
     if QueueBound(context.broker, context.settings.max_queue_depth).has_space(run.queue):
         return False
+    with context.database.autocommit() as connection:
+        if held_runs.is_held(connection, run.run_id, context.clock()):
+            return False
     return handover.hand_over(run, context.broker, context.dispatch_sender)

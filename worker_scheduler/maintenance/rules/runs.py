@@ -24,12 +24,10 @@ def abandoned_runs(context: TickContext) -> int:
     """
     failures = Failures(stores_answer(context))
     context = replace(context, dispatcher_requests=ReconcileRequests(context.dispatcher_requests))
+    # A run whose queue is full, or of which another process holds a batch, is free again, and would come
+    # first again. The next pass looks at it.
     resumed: set[UUID] = set()
-    while (run := pipeline.take_over(context)) is not None:
-        if run.run_id in resumed:
-            # Another process holds a batch of it. The run stays leased, so that the next one in line is
-            # taken over; the next pass looks at it again.
-            continue
+    while (run := pipeline.take_over(context, besides=resumed)) is not None:
         resumed.add(run.run_id)
         with failures.of(run.partition_key, then=partial(_back_off, context, run)):
             tick.resume(context, run)
