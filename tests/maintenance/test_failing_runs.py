@@ -121,6 +121,20 @@ def test_a_run_that_fails_is_left_alone_for_longer_and_longer(
     assert ledger.count(KEY) == 25
 
 
+def test_a_run_that_failed_before_the_clock_was_set_back_is_tried_again(
+    context: TickContext, ledger: Ledger, clock: HandedClock
+) -> None:
+    """Postgres' clock was a month ahead."""
+    a_failing_run_and_a_healthy_one(context, ledger, clock)
+    repaired_view(ledger)
+    ahead = clock.now + timedelta(days=30)
+    ledger.execute(
+        f"UPDATE sync_runs SET failures = 3, retry_after = '{ahead}' WHERE partition_key = '{KEY}'"
+    )
+    assert texts(reconciler.reconcile(context)) == []
+    assert ledger.value("SELECT state FROM sync_runs WHERE partition_key = %s", KEY) == "ENQUEUED"
+
+
 def test_a_tick_does_not_wait_until_reconcile_tries_again(
     context: TickContext, ledger: Ledger, clock: HandedClock
 ) -> None:

@@ -213,6 +213,32 @@ def test_a_run_that_is_opened_again_keeps_its_suspects(
     assert settle(context, clock, queue) == 1
 
 
+def test_what_a_clock_that_was_set_back_has_left_stops_no_search(
+    context: TickContext, ledger: Ledger, broker: Broker, clock: HandedClock, queue: Queue
+) -> None:
+    """Postgres' clock was a month ahead: a probe has arrived then, and the job was missed before."""
+    job_ids = enqueue(context, ledger, 10)
+    lost = job_ids[4]
+    queue.lose(lost)
+    ahead = clock.now + timedelta(days=30)
+    ledger.execute(
+        "INSERT INTO sync_probes (probe_id, queue, sent_at, arrived_at)"
+        f" VALUES ('{new_probe_id()}', 'daily', '{ahead}', '{ahead}')",
+        "INSERT INTO sync_suspects (job_id, run_id, queue, batch, attempt, suspected_at, missed_at)"
+        f" SELECT job_id, run_id, 'daily', 1, 0, '{ahead}', '{ahead}' FROM sync_jobs"
+        f" WHERE job_id = '{lost}'",
+    )
+    clock.forward(GRACE)
+    found = 0
+    for number in range(1, 5):
+        found += reconciler.lost_messages(context)
+        fill(context, ledger, number)
+        queue.work(leave=10)
+        clock.forward(INTERVAL)
+    assert found == 1
+    assert ledger.job(lost)["not_before"] is not None
+
+
 def test_probes_that_are_lost_are_replaced(
     context: TickContext, ledger: Ledger, clock: HandedClock, queue: Queue
 ) -> None:

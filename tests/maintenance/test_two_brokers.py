@@ -122,6 +122,21 @@ def test_a_new_broker_gets_everything_once_the_earlier_one_is_silent(
         clock.forward(INTERVAL)
 
 
+def test_a_broker_seen_before_the_clock_was_set_back_is_not_waited_for(
+    context: TickContext, there: TickContext, ledger: Ledger, elsewhere: Broker, clock: HandedClock
+) -> None:
+    """Postgres' clock was a month ahead."""
+    job_ids = enqueue(context, ledger, USERS)
+    reconciler.reconcile(context)
+    ledger.execute(
+        "UPDATE sync_broker_epochs SET seen_last = seen_last + interval '30 days',"
+        " reconciled_at = reconciled_at + interval '30 days', returned_at = seen_last + interval '30 days'"
+    )
+    clock.forward(3 * INTERVAL)
+    assert reconciler.reconcile(there).errors == []
+    assert sent(elsewhere) == each_once(job_ids)
+
+
 def test_a_new_broker_that_no_pass_has_overlapped_gets_everything_at_once(
     context: TickContext, there: TickContext, ledger: Ledger, elsewhere: Broker
 ) -> None:

@@ -57,6 +57,8 @@ _OF_QUEUE = text(
     """
 )
 
+_FORGET_AHEAD = text("DELETE FROM sync_probes WHERE queue = :queue AND sent_at > :ahead_until")
+
 _FORGET = text("DELETE FROM sync_probes WHERE queue = :queue AND sent_at < :before")
 
 
@@ -83,6 +85,11 @@ def of_queue(connection: Connection, queue: str, *, by: datetime) -> QueueProbes
     """What the probes of the queue say. by: until then a probe must have arrived to count as settled."""
     row = connection.execute(_OF_QUEUE, {"queue": queue, "by": by}).one()
     return QueueProbes(**row._mapping)
+
+
+def forget_ahead(connection: Connection, queue: str, ahead_until: datetime) -> None:
+    """Deletes the probes of the queue that are from a server whose clock was set back since."""
+    connection.execute(_FORGET_AHEAD, {"queue": queue, "ahead_until": ahead_until})
 
 
 def forget(connection: Connection, queue: str, before: datetime) -> None:

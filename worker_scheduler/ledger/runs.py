@@ -142,8 +142,9 @@ _RENEW = text(
 
 _RELEASE = text(f"UPDATE sync_runs SET leased_until = NULL WHERE run_id = :run_id AND {_AT_WORK}")
 
-# Reconcile could not plan or dispatch such a run, and leaves it alone for a while.
-_BACKED_OFF = "coalesce(retry_after > :now, false)"
+# Reconcile could not plan or dispatch such a run, and leaves it alone for a while. A later time than any
+# that it sets (backoff.py) is from a server whose clock was set back.
+_BACKED_OFF = "coalesce(retry_after > :now AND retry_after <= :now + interval '2 hours', false)"
 
 _FREE = f"{_AT_WORK} AND (leased_until IS NULL OR {is_over('leased_until')}) AND NOT {_BACKED_OFF}"
 

@@ -47,6 +47,10 @@ _ANY_MISSED = text(
 
 _DROP = text("DELETE FROM sync_suspects WHERE job_id = ANY(CAST(:job_ids AS uuid[]))")
 
+_FORGET_AHEAD = text(
+    "DELETE FROM sync_suspects WHERE queue = :queue AND greatest(suspected_at, missed_at) > :ahead_until"
+)
+
 _MISSED = text(
     """
     UPDATE sync_suspects SET missed_at = :now
@@ -96,6 +100,11 @@ def any_missed(connection: Connection, queue: str, missed_until: datetime) -> bo
 def drop(connection: Connection, job_ids: Iterable[object]) -> None:
     """Forgets suspects, by ids that need not be those of suspects."""
     connection.execute(_DROP, {"job_ids": [str(job_id) for job_id in job_ids]})
+
+
+def forget_ahead(connection: Connection, queue: str, ahead_until: datetime) -> None:
+    """Forgets the suspects of the queue that are from a server whose clock was set back since."""
+    connection.execute(_FORGET_AHEAD, {"queue": queue, "ahead_until": ahead_until})
 
 
 def mark_missed(connection: Connection, job_ids: Iterable[UUID], now: datetime) -> None:

@@ -141,15 +141,15 @@ def _judge(context: TickContext, connection: Connection, epoch: UUID | None = No
 
 
 def _verdict(present: SeenEpoch, other: SeenEpoch, now: datetime, interval: timedelta) -> _Verdict:
-    returned = [
-        one.returned_at is not None and one.returned_at >= now - _silence(interval)
-        for one in (present, other)
-    ]
+    def lately(seen_at: datetime | None, within: timedelta) -> bool:
+        # A time that is further ahead is from a server whose clock was set back.
+        return seen_at is not None and now - within <= seen_at <= now + interval
+
+    returned = [lately(one.returned_at, _silence(interval)) for one in (present, other)]
     elsewhere = other.broker != present.broker
     if any(returned) if elsewhere else all(returned):
         return _Verdict.IN_USE
-    patience = _NEW_PLACE_INTERVALS * interval
-    if elsewhere and other.reconciled_at is not None and now - other.reconciled_at <= patience:
+    if elsewhere and lately(other.reconciled_at, _NEW_PLACE_INTERVALS * interval):
         return _Verdict.AWAITED
     return _Verdict.GONE
 

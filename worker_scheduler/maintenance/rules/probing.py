@@ -50,9 +50,12 @@ class _Found:
 
 
 def read_signs(context: TickContext, queue: str) -> Signs:
-    """Reads what the probes of the queue say."""
+    """Reads what the probes of the queue say, without what a clock that was set back has left."""
     now, interval = context.clock(), _interval(context)
     with context.database.autocommit() as connection:
+        # They would stop the search until the clock has reached their time.
+        probes.forget_ahead(connection, queue, now + interval)
+        suspects.forget_ahead(connection, queue, now + interval)
         said = probes.of_queue(connection, queue, by=now - interval)
     answered = said.passed is not None and said.passed >= now - _ANSWERED_INTERVALS * interval
     return Signs(queue, said, answered)
