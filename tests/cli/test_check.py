@@ -294,6 +294,21 @@ def test_a_key_of_another_kind_among_celerys_is_a_warning(
     assert "the key 'p:unacked' is not a hash, so nobody sees the messages that workers hold" in line
 
 
+@pytest.mark.parametrize("key", ["p:daily", "p:_kombu.binding.backfill", "p:unacked_index"])
+def test_a_key_of_another_kind_without_which_no_message_moves_is_a_fault(
+    key: str, users: None, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with valkey(tmp_path) as url, Redis.from_url(url) as client:
+        client.set(key, "x")
+        monkeypatch.setenv("REDIS_URL", url)
+        monkeypatch.setenv("REDIS_KEY_PREFIX", "p:")
+        outcome = scheduler("check")
+    assert outcome.status == 4
+    (line,) = outcome.faults
+    assert f"the key '{key}'" in line
+    assert "holds a string instead of a" in line
+
+
 def test_the_trial_leaves_no_key_and_touches_no_queue(
     users: None, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

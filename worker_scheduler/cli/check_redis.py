@@ -36,7 +36,7 @@ def check_redis(part: str, url: str, key_prefix: str) -> Iterator[Finding]:
         if obstacle is not None:
             yield obstacle
         elif version.severity is Severity.OK:
-            yield from _trial(part, client, key_prefix)
+            yield from _trial(part, client, url, key_prefix)
 
 
 def redis_version(part: str, info: Mapping[str, object]) -> Finding:
@@ -85,9 +85,10 @@ def _mode(part: str, info: Mapping[str, object]) -> Finding | None:
     return None
 
 
-def _trial(part: str, client: redis.Redis, key_prefix: str) -> Iterator[Finding]:
+def _trial(part: str, client: redis.Redis, url: str, key_prefix: str) -> Iterator[Finding]:
     try:
         redis_trial.write_and_remove(client, key_prefix)
+        redis_trial.require_types(client, url, key_prefix)
         if redis_trial.held_messages_are_hidden(client, key_prefix):
             key = show(f"{key_prefix}{UNACKED}")
             text = f"the key {key} is not a hash, so nobody sees the messages that workers hold: delete it"
@@ -98,6 +99,8 @@ def _trial(part: str, client: redis.Redis, key_prefix: str) -> Iterator[Finding]
             f"this user may not do what a tick does ({broker_reason(error)}): docs/security.md has the ACL",
             ConfigurationError,
         )
+    except StoreUnavailable as error:
+        yield fault(part, str(error), StoreUnavailable)
     except (RedisError, OSError) as error:
         yield fault(part, f"the server takes no writes: {broker_reason(error)}", StoreUnavailable)
 

@@ -10,6 +10,7 @@ from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from worker_scheduler.publisher.broker import EPOCH_KEY
 from worker_scheduler.publisher.kombu_entries import UNACKED
+from worker_scheduler.publisher.unreadable import wrong_type
 
 NotAllowed = NoPermissionError
 """Raised if the user lacks a right for a command or a key."""
@@ -47,6 +48,18 @@ def write_and_remove(client: Redis, key_prefix: str) -> None:
         if "NOPERM" in str(error) or "ACL" in str(error):  # within a script it is another error
             raise NotAllowed(str(error)) from error
         raise
+
+
+def require_types(client: Redis, url: str, key_prefix: str) -> None:
+    """Raises StoreUnavailable, which names the key, if another program has put something else where kombu
+    keeps its queues; NotAllowed.
+    """
+    expected = dict.fromkeys(_QUEUES, "list")
+    expected |= {f"_kombu.binding.{queue}": "set" for queue in _QUEUES}
+    expected[f"{UNACKED}_index"] = "zset"
+    found = wrong_type(client, url, {f"{key_prefix}{key}": name for key, name in expected.items()})
+    if found is not None:
+        raise found
 
 
 def held_messages_are_hidden(client: Redis, key_prefix: str) -> bool:
