@@ -1,17 +1,28 @@
-"""Celery's consumer of task messages: a message that is no task is set aside, and the worker goes on."""
+"""Celery's consumer of task messages: a message that is no task is set aside, and the worker goes on.
+
+It also goes on, after a pause, if RabbitMQ refuses it.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
+from amqp.exceptions import AccessRefused, AMQPError
 from celery.worker import state
 from celery.worker.consumer import consumer
+from celery.worker.state import maybe_shutdown
 from kombu.message import Message
 from vine import promise
 
 from worker_scheduler.intake.gate import BROKER_ERRORS, Gate
 from worker_scheduler.intake.readable import Unreadable, require_task
+
+_PAUSE_AFTER_REFUSAL_SECONDS = 5.0
+"""Celery pauses only after errors of which kombu expects an end. After a refusal by RabbitMQ it would ask
+several times a second, each with a line.
+"""
 
 
 class Consumer(consumer.Consumer):  # type: ignore[misc] # Celery has no types
@@ -38,6 +49,18 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # Celery has no types
 
         return on_task_received
 
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """Logs the error, and pauses if it is a refusal of the login or of the virtual host."""
+        super().on_connection_error_before_connected(exc)
+        if isinstance(exc, AMQPError):
+            _pause()
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Logs the error, and pauses if the user lacks a right. After other errors jobs may be running."""
+        super().on_connection_error_after_connected(exc)
+        if isinstance(exc, AccessRefused):
+            _pause()
+
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Also the remote control's messages come here."""
         self._set_aside(message, f"its body cannot be decoded: {exc}")
@@ -57,6 +80,14 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # Celery has no types
     def _set_aside(self, message: Message, reason: object) -> None:
         gate: Gate = self.app.amqp.gate
         gate.remove(message, message.queue, reason)
+
+
+def _pause() -> None:
+    """Waits, unless the worker is told to stop."""
+    until = time.monotonic() + _PAUSE_AFTER_REFUSAL_SECONDS
+    while time.monotonic() < until:
+        maybe_shutdown()
+        time.sleep(0.2)
 
 
 def _forget(message: Message) -> bool:
