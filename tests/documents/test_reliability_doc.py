@@ -1,6 +1,7 @@
 """The documents name the test of each promise; here each name is compared with the tests."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,11 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RELIABILITY = ROOT / "docs" / "reliability.md"
 
-TEST_FILES = {
-    file.name: set(re.findall(r"^ *def (test_\w+)", file.read_text(), re.M))
-    for folder in ("tests", "matrix", "clocks", "pools")
-    for file in (ROOT / folder).rglob("test_*.py")
-}
-"""The tests that each file defines."""
+TEST_FILES: defaultdict[str, set[str]] = defaultdict(set)
+for folder in ("tests", "matrix", "clocks", "pools"):
+    for file in (ROOT / folder).rglob("test_*.py"):
+        TEST_FILES[file.name] |= set(re.findall(r"^ *def (test_\w+)", file.read_text(), re.M))
+"""The tests that the files of each name define."""
 
 NAMED = re.compile(r"`(?:[\w/]+/)?(test_\w+\.py)?(?:(::)?(test_\w+))?`")
 """`file.py`, `file.py::test`, `::test` in the file that was named last on the same line, or `test`."""
