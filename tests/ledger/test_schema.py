@@ -19,9 +19,10 @@ from tests.support.ledger import Ledger, Row
 from tests.support.older_scheduler import OlderScheduler
 from worker_scheduler.config.settings import Settings
 from worker_scheduler.ledger import advisory_locks, months, schema
+from worker_scheduler.ledger.all_tables import metadata
 from worker_scheduler.ledger.database import Database
 from worker_scheduler.ledger.schema import NEWEST_VERSION, VERSION_TABLE
-from worker_scheduler.ledger.tables import JobStatus, Kind, RunState, metadata
+from worker_scheduler.ledger.tables import JobStatus, Kind, RunState
 
 Scheduler = Callable[..., Outcome]
 

@@ -17,8 +17,9 @@ import psycopg
 from sqlalchemy import Connection, text
 
 from worker_scheduler.errors import ConfigurationError
+from worker_scheduler.ledger.all_tables import metadata
+from worker_scheduler.ledger.control_tables import STOPPED_RUNS
 from worker_scheduler.ledger.formats import BinaryCursor
-from worker_scheduler.ledger.tables import metadata
 
 VERSION_TABLE = "worker_scheduler_version"
 
@@ -33,8 +34,9 @@ _DIVIDED = "ledger_is_divided"
 # Nothing within double quotes, such as USERS_RELATION, and no name after a point: it has its schema.
 _NAME = re.compile(
     r'"[^"]*"'
-    rf"|(?<![\w.$])({'|'.join([*metadata.tables, VERSION_TABLE])}"
-    r"|sync_jobs_monthless|sync_jobs_[0-9]{4}_[0-9]{2}|sync_jobs_add_month)(?![\w$])"
+    rf"|(?<![\w.$])({'|'.join([*metadata.tables, VERSION_TABLE, STOPPED_RUNS])}"
+    r"|(?:sync_jobs|sync_requests|sync_job_events)_(?:monthless|[0-9]{4}_[0-9]{2})"
+    r"|sync_jobs_add_month|sync_history_add_month)(?![\w$])"
 )
 _WHERE = """
 SELECT pg_catalog.quote_ident(n.nspname), pg_catalog.pg_table_is_visible(c.oid),

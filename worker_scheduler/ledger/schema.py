@@ -32,7 +32,7 @@ from worker_scheduler.ledger.trial import REMEDY, try_jobs
 if TYPE_CHECKING:
     from alembic.config import Config
 
-NEWEST_VERSION = "0005"
+NEWEST_VERSION = "0006"
 """The schema version that this code works with: the last migration's."""
 VERSION_TABLE = names.VERSION_TABLE
 

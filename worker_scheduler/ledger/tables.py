@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -63,6 +64,16 @@ def _one_of(column: str, values: type[StrEnum]) -> str:
     return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
 
 
+def paused_columns() -> tuple[Column[Any], ...]:
+    """What says that something is paused: paused_at is NULL if it is not."""
+    return (
+        Column("paused_at", UTC_TIME),
+        Column("paused_by", Text),
+        Column("pause_reason", Text),
+        Column("paused_until", UTC_TIME),
+    )
+
+
 sync_runs = Table(
     "sync_runs",
     metadata,
@@ -97,9 +108,36 @@ sync_runs = Table(
     # How often in a row reconcile could not plan or dispatch it, and when it tries again.
     Column("failures", Integer, nullable=False, server_default=text("0")),
     Column("retry_after", UTC_TIME),
+    # What somebody wants, beside `state`, which says how far the run is. NULL paused_until: until `resume`.
+    *paused_columns(),
+    Column("cancelled_at", UTC_TIME),
+    Column("cancelled_by", Text),
+    Column("cancel_reason", Text),
+    # The run is paused when more than this percentage of its jobs fails. NULL: never.
+    Column("stop_on_failures", SmallInteger),
+    # Why a MISSED day has no run; NULL: nothing triggered it in time.
+    Column("missed_because", Text),
+    # When the feeder of backfills last sent a part of it.
+    Column("fed_at", UTC_TIME),
+    # Of `skipped`: the jobs that were cancelled. Set once the run is FINISHED.
+    Column("cancelled", BigInteger),
+    # As they were when the run was FINISHED for the first time; later ticks and retries change the others.
+    Column("first_finished_at", UTC_TIME),
+    Column("first_completed", BigInteger),
+    Column("first_failed", BigInteger),
+    Column("first_skipped", BigInteger),
     UniqueConstraint("partition_key", name="sync_runs_partition_key_key"),
     CheckConstraint(_one_of("kind", Kind), name="sync_runs_kind_check"),
     CheckConstraint(_one_of("state", RunState), name="sync_runs_state_check"),
+    CheckConstraint("stop_on_failures BETWEEN 1 AND 100", name="sync_runs_stop_on_failures_check"),
+    # For the view sync_stopped_runs, which workers read once a second.
+    Index(
+        "sync_runs_stopped",
+        "run_id",
+        postgresql_where=text(
+            "state NOT IN ('FINISHED', 'MISSED') AND (cancelled_at IS NOT NULL OR paused_at IS NOT NULL)"
+        ),
+    ),
 )
 
 sync_selected_users = Table(
@@ -168,6 +206,11 @@ sync_jobs = Table(
     Column("attempts_allowed", SmallInteger),
     # How many attempts were cut short because their worker was stopped.
     Column("interruptions", SmallInteger, nullable=False, server_default=text("0")),
+    # SKIPPED, because its run was cancelled.
+    Column("cancelled_at", UTC_TIME),
+    # FAILED, SKIPPED: why, to be grouped by; see reasons.py. NULL in jobs of earlier versions.
+    Column("reason_class", Text),
+    Column("reason_fingerprint", BigInteger),
     CheckConstraint(_one_of("status", JobStatus), name="sync_jobs_status_check"),
     # One job per user per partition: each partition has one run. The index is partial, since an older
     # scheduler's rows may repeat a user.
@@ -188,6 +231,14 @@ sync_jobs = Table(
         "republished_in",
         postgresql_where=text("republished_in IS NOT NULL AND status = 'PENDING'"),
     ),
+    # Jobs that did not complete, by the reason. Only the end of such a job changes it.
+    Index(
+        "sync_jobs_reasons",
+        "run_id",
+        "reason_class",
+        "reason_fingerprint",
+        postgresql_where=text("reason_class IS NOT NULL"),
+    ),
     # For operators' queries by partition: the rows of a partition lie together on disk, so a few bytes per
     # megabyte find them, and neither inserts nor changes of state pay for it.
     Index(
@@ -200,91 +251,4 @@ sync_jobs = Table(
     # By months, since a run's id begins with a time (see months.py). A table that an older scheduler
     # created is not divided.
     postgresql_partition_by="RANGE (run_id)",
-)
-
-sync_locks = Table(
-    "sync_locks",
-    metadata,
-    Column("lock_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("holder", Uuid, nullable=False),
-    Column("partition_key", Text, nullable=False),
-    Column("acquired_at", UTC_TIME, nullable=False),
-    Column("leased_until", UTC_TIME, nullable=False),
-)
-
-# One row: earlier slots are not due, because this scheduler was not deployed yet or had another calendar.
-sync_origin = Table(
-    "sync_origin",
-    metadata,
-    Column("since", UTC_TIME, nullable=False),
-    # The calendar by which days are due since then; NULL until the first trigger.
-    Column("cron", Text),
-    Column("timezone", Text),
-    # The key, so that there is one row only, and a publication of all tables lets it be updated.
-    Column("only_row", Boolean, primary_key=True, server_default=text("true")),
-    CheckConstraint("only_row", name="sync_origin_only_row_check"),
-)
-
-# Which partition a Celery task works on. A task that is delivered again, perhaps on another day, keeps it.
-sync_tasks = Table(
-    "sync_tasks",
-    metadata,
-    Column("task_id", Text, primary_key=True),
-    Column("partition_key", Text, nullable=False),
-    Column("created_at", UTC_TIME, nullable=False),
-)
-
-# Messages that tell how far a queue has been taken: everything published before a probe that has arrived
-# has been taken, too.
-sync_probes = Table(
-    "sync_probes",
-    metadata,
-    Column("probe_id", Uuid, primary_key=True),
-    Column("queue", Text, nullable=False),
-    Column("sent_at", UTC_TIME, nullable=False),
-    Column("arrived_at", UTC_TIME),
-)
-
-# Waiting jobs whose message has left the queue. Most of these messages are with a worker or on their way to
-# one; those that are nowhere for long enough are lost.
-sync_suspects = Table(
-    "sync_suspects",
-    metadata,
-    Column("job_id", Uuid, primary_key=True),
-    Column("run_id", Uuid, nullable=False),
-    Column("queue", Text, nullable=False),
-    # The batch with which its message was published; NULL: it was published on its own.
-    Column("batch", Integer),
-    # The job's attempt when it was suspected: a later one shows that the message was there.
-    Column("attempt", SmallInteger, nullable=False),
-    Column("suspected_at", UTC_TIME, nullable=False),
-    # When a look at the messages that workers hold did not find it. NULL: nobody has looked since.
-    Column("missed_at", UTC_TIME),
-    Index("sync_suspects_run", "run_id", "job_id"),
-)
-
-# The broker epochs that reconcile has seen, and where. One that comes back shows that two processes work
-# with different brokers.
-sync_broker_epochs = Table(
-    "sync_broker_epochs",
-    metadata,
-    Column("epoch", Uuid, primary_key=True),
-    Column("broker", Text, nullable=False),
-    Column("seen_from", UTC_TIME, nullable=False),
-    Column("seen_last", UTC_TIME, nullable=False),
-    # The number of the last look that found it: the order of looks, whatever the clocks say.
-    Column("look", BigInteger, nullable=False),
-    # When it was found again after another epoch had been found.
-    Column("returned_at", UTC_TIME),
-    # When a pass of reconcile found it; ticks look, too.
-    Column("reconciled_at", UTC_TIME),
-)
-
-# When the last pass that a message asked for began and ended; of several messages only one makes a pass.
-sync_passes = Table(
-    "sync_passes",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("begun_at", UTC_TIME, nullable=False),
-    Column("ended_at", UTC_TIME),
 )
