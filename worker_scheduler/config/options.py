@@ -32,7 +32,7 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _MAX_LOGIN_LENGTH = 255
 _LONGEST_ACTOR = 200
-_LONGEST_REASON = 1000
+_LONGEST_REASON = 500
 
 
 def _items(value: object) -> list[str]:
