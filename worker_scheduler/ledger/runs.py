@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from worker_scheduler.ledger.lease_sql import WAITED, is_over, is_valid
+from worker_scheduler.ledger.run_ends import COUNTED, ENDED, KEPT
 from worker_scheduler.ledger.tables import Kind, RunState
 
 
@@ -85,6 +86,8 @@ _OPEN = text(
         completed = NULL,
         failed = NULL,
         skipped = NULL,
+        cancelled = NULL,
+        {KEPT},
         slot = greatest(r.slot, excluded.slot),
         requested_by = excluded.requested_by,
         failures = 0,
@@ -178,13 +181,9 @@ _REOPEN_DISPATCH = text(
 )
 
 _FINISH = text(
-    """
-    UPDATE sync_runs r SET state = 'FINISHED', finished_at = :now,
-        completed = c.completed, failed = c.failed, skipped = c.skipped
-    FROM (SELECT count(*) FILTER (WHERE status = 'COMPLETED') AS completed,
-                 count(*) FILTER (WHERE status = 'FAILED') AS failed,
-                 count(*) FILTER (WHERE status = 'SKIPPED') AS skipped
-          FROM sync_jobs WHERE run_id = :run_id) c
+    f"""
+    UPDATE sync_runs r SET {ENDED}
+    FROM ({COUNTED}) c
     WHERE r.run_id = :run_id AND r.state = 'ENQUEUED'
         AND NOT EXISTS (SELECT FROM sync_jobs j
                         WHERE j.run_id = :run_id AND j.status IN ('PENDING', 'RUNNING'))
