@@ -194,11 +194,13 @@ class BackfillOptions(TickOptions):
 
 
 class PruneOptions(BaseModel):
-    """The options of `scheduler prune`. older_than: in days."""
+    """The options of `scheduler prune`, the ages in days."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     older_than: values.Age
+    requests_older_than: values.Age = 730
+    events_older_than: values.Age = 90
     dry_run: Flag = False
 
 

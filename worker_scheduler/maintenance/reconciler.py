@@ -23,7 +23,7 @@ from worker_scheduler.maintenance.rules.epochs import lost_broker_data
 from worker_scheduler.maintenance.rules.handovers import handovers
 from worker_scheduler.maintenance.rules.locks import expired_locks
 from worker_scheduler.maintenance.rules.lost_messages import lost_messages
-from worker_scheduler.maintenance.rules.months import next_month
+from worker_scheduler.maintenance.rules.months import history_months, next_month
 from worker_scheduler.maintenance.rules.runs import abandoned_runs, finished_runs, missed_slots
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "expired_locks",
     "finished_runs",
     "handovers",
+    "history_months",
     "lost_broker_data",
     "lost_messages",
     "missed_slots",
@@ -52,6 +53,7 @@ log = logs.get_logger(__name__)
 RULES: tuple[Callable[[TickContext], int], ...] = (
     expired_locks,
     next_month,
+    history_months,
     dead_workers,
     lost_broker_data,
     lost_messages,
