@@ -25,6 +25,7 @@ from worker_scheduler.maintenance.rules.locks import expired_locks
 from worker_scheduler.maintenance.rules.lost_messages import lost_messages
 from worker_scheduler.maintenance.rules.months import history_months, next_month
 from worker_scheduler.maintenance.rules.runs import abandoned_runs, finished_runs, missed_slots
+from worker_scheduler.maintenance.rules.samples import take_samples
 
 __all__ = [
     "RULES",
@@ -44,6 +45,7 @@ __all__ = [
     "reconcile",
     "reconcile_begun",
     "reconcile_if_due",
+    "take_samples",
 ]
 
 log = logs.get_logger(__name__)
@@ -54,6 +56,7 @@ RULES: tuple[Callable[[TickContext], int], ...] = (
     expired_locks,
     next_month,
     history_months,
+    take_samples,
     dead_workers,
     lost_broker_data,
     lost_messages,
