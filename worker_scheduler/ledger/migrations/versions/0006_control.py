@@ -256,8 +256,9 @@ BEGIN
         END IF;
         IF given.schedules THEN
             EXECUTE format('GRANT SELECT, INSERT ON sync_requests, sync_job_events TO %I', given.rolname);
-            EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON sync_retries, sync_run_samples,'
-                ' sync_queue_samples TO %I', given.rolname);
+            EXECUTE format('GRANT SELECT, INSERT, UPDATE ON sync_retries TO %I', given.rolname);
+            EXECUTE format('GRANT SELECT, INSERT, DELETE ON sync_run_samples, sync_queue_samples TO %I',
+                given.rolname);
             EXECUTE format('GRANT SELECT, UPDATE ON sync_schedule TO %I', given.rolname);
             EXECUTE format('GRANT SELECT ON sync_stopped_runs TO %I', given.rolname);
             EXECUTE format('GRANT EXECUTE ON FUNCTION sync_history_add_month(text, integer, integer) TO %I',
