@@ -226,10 +226,9 @@ END $$
 
 # The following months are made by reconcile. What comes before this one is made would stay without a month.
 THIS_MONTH = """
-SELECT sync_history_add_month(history, CAST(extract(year FROM today) AS integer),
-    CAST(extract(month FROM today) AS integer))
-FROM (VALUES ('sync_requests'), ('sync_job_events')) h (history),
-    (SELECT clock_timestamp() AT TIME ZONE 'UTC') t (today)
+SELECT sync_history_add_month(history, CAST(to_char(today, 'YYYY') AS integer),
+    CAST(to_char(today, 'MM') AS integer))
+FROM unnest(ARRAY['sync_requests', 'sync_job_events']) history, timezone('UTC', clock_timestamp()) today
 """
 
 # Every role that may do something with the tables of 0005 may do what this version needs for it: deploying
@@ -277,18 +276,9 @@ def upgrade() -> None:
     """Adds the tables and columns, and gives the roles of 0005 their rights on them."""
     connection = op.get_bind()
     for statement in (
-        RUNS,
-        FIRST_ENDS,
-        SCHEDULE,
-        ONE_SCHEDULE,
-        STOPPED_RUNS,
-        STOPPED_RUNS_INDEX,
+        *(RUNS, FIRST_ENDS, SCHEDULE, ONE_SCHEDULE, STOPPED_RUNS, STOPPED_RUNS_INDEX),
         *HISTORIES,
-        RETRIES,
-        OPEN_RETRIES,
-        RUN_SAMPLES,
-        QUEUE_SAMPLES,
-        *SAMPLE_TIMES,
+        *(RETRIES, OPEN_RETRIES, RUN_SAMPLES, QUEUE_SAMPLES, *SAMPLE_TIMES),
     ):
         op.execute(statement)
     schema = connection.exec_driver_sql("SELECT quote_ident(current_schema())").scalar_one()
