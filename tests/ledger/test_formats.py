@@ -20,7 +20,10 @@ from tests.support.ledger import Ledger
 from tests.support.older_scheduler import OlderScheduler
 from tests.support.users import make_users, user_id
 from worker_scheduler import embedded, wiring
+from worker_scheduler.clock import utc_now
 from worker_scheduler.config.settings import load
+from worker_scheduler.ledger import requests
+from worker_scheduler.ledger.requests import Asked
 from worker_scheduler.worker.types import RetryLater, SkipJob, SyncJob
 
 Scheduler = Callable[..., Outcome]
@@ -289,4 +292,21 @@ def test_times_are_read_and_written_to_the_microsecond(make: Make) -> None:
             read, epoch = connection.execute(written, {"given": given}).one()
             assert read == given
             assert float(epoch) == pytest.approx(given.timestamp(), abs=1e-6)
+    database.dispose()
+
+
+@pytest.mark.parametrize(
+    "encoding", ["UTF8", "LATIN1", "SQL_ASCII", "EUC_JP", "EUC_KR", "WIN1252", "WIN874"]
+)
+def test_no_encoding_refuses_a_request_for_its_words(encoding: str, make: Make) -> None:
+    """Python takes some of these characters for ones of the encoding, and Postgres does not."""
+    make(encoding)
+    run("migrate")
+    database = wiring.open_database(load(), size=1)
+    every = "".join(map(chr, [*range(0xA0, 0x0600), *range(0x3000, 0x3100), 0x20AC, 0x1F600]))
+    for first in range(0, len(every), 150):
+        said = every[first : first + 150]
+        asked = Asked("daily", None, actor=said, source=said, reason=said, options={"campaign": said})
+        with database.transaction() as connection:
+            requests.record(connection, asked, "opened", now=utc_now(), detail=said)
     database.dispose()

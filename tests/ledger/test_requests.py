@@ -66,11 +66,13 @@ def test_the_row_comes_and_goes_with_the_change(database: Database, ledger: Ledg
 def test_texts_are_bounded_escaped_and_without_secrets(database: Database, ledger: Ledger) -> None:
     odd = "a\x00b\x1b[2J\u202e" + "\N{PILE OF POO}" + "x" * 3000
     url = "postgresql://ada:hunter2@db/ledger"
-    asked = replace(ASKED, actor=odd, source=odd, reason=odd, options={"odd": odd, "url": url})
+    asked = replace(ASKED, partition_key=odd, actor=odd, source=odd, reason=odd)
+    asked = replace(asked, options={"odd": odd, "url": url})
     note(database, asked, detail=f"{url} {odd}")
     row = ledger.row("SELECT * FROM sync_requests")
     stored = [row["actor"], row["source"], row["reason"], row["options"]["odd"], row["detail"]]
-    for text, longest in zip(stored, (200, 200, 1000, 210, 2000), strict=True):
+    stored.append(row["partition_key"])
+    for text, longest in zip(stored, (200, 200, 1000, 210, 2000, 200), strict=True):
         assert len(text) <= longest
         assert "a\\x00b\\x1b[2J\\u202e" in text
     assert "hunter2" not in str(row)

@@ -43,6 +43,9 @@ _CODECS = {
     **{f"WIN{page}": f"cp{page}" for page in (866, 874, *range(1250, 1259))},
 }
 
+_AGREED = {"utf-8", "iso8859_1"}
+"""The codecs about which Python and Postgres agree in each character."""
+
 
 class BinaryCursor(psycopg.Cursor[Any]):
     """A cursor whose results come in the binary format."""
@@ -103,6 +106,15 @@ def execute_with_text(
         if getattr(error.orig, "sqlstate", None) not in _NOT_IN_THE_ENCODING:
             raise
     return connection.execute(statement, {**parameters, name: _escaped(given, "ascii")[:longest]})
+
+
+def surely_storable(connection: Connection, text: str) -> str:
+    """The text as no database refuses it, for statements that cannot be tried again in their transaction.
+
+    About some encodings Python and Postgres disagree in places; there all but ASCII is escaped.
+    """
+    codec = _codec(_driver(connection))
+    return _escaped(text, codec if codec in _AGREED else "ascii")
 
 
 def _escaped(text: str, codec: str) -> str:

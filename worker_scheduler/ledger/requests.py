@@ -26,6 +26,7 @@ from sqlalchemy import Connection, text
 from worker_scheduler.clock import Clock
 from worker_scheduler.errors import Interrupted, SchedulerError, StoreUnavailable
 from worker_scheduler.ledger.database import Database
+from worker_scheduler.ledger.formats import surely_storable
 from worker_scheduler.redaction import escape_control_characters, mask_passwords
 
 LONGEST_NAME = 200
@@ -97,20 +98,24 @@ def record(
     A request with the same id, key, options and outcome has one row in two days. outcome: one word, such as
     `opened`, `joined`, `refused` or `paused`. detail: a refusal's text, or what was changed.
     """
+
+    def storable(said: str | None, longest: int) -> str | None:
+        return None if said is None else surely_storable(connection, _shown(said, longest))
+
     connection.execute(
         _RECORD,
         {
             "request_id": asked.request_id,
             "now": now,
             "verb": asked.verb,
-            "partition_key": asked.partition_key,
+            "partition_key": storable(asked.partition_key, LONGEST_NAME),  # a mistyped one may be any text
             "run_id": run_id,
-            "actor": _storable(asked.actor, LONGEST_NAME),
-            "source": _storable(asked.source, LONGEST_NAME),
-            "reason": None if asked.reason is None else _storable(asked.reason, LONGEST_REASON),
+            "actor": storable(asked.actor, LONGEST_NAME),
+            "source": storable(asked.source, LONGEST_NAME),
+            "reason": storable(asked.reason, LONGEST_REASON),
             "options": json.dumps({name: _option(value) for name, value in asked.options.items()}),
             "outcome": outcome,
-            "detail": None if detail is None else _storable(detail, _LONGEST_DETAIL),
+            "detail": storable(detail, _LONGEST_DETAIL),
         },
     )
 
@@ -146,9 +151,9 @@ def _option(value: object) -> object:
     if value is None or isinstance(value, bool | int | float):
         return value
     # In ASCII: jsonb takes no escape of a character that the database's encoding lacks.
-    return _storable(str(value), LONGEST_NAME).encode("ascii", "backslashreplace").decode()
+    return _shown(str(value), LONGEST_NAME).encode("ascii", "backslashreplace").decode()
 
 
-def _storable(said: str, longest: int) -> str:
+def _shown(said: str, longest: int) -> str:
     shown = escape_control_characters(mask_passwords(said))
     return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
