@@ -19,6 +19,7 @@ from tests.support.contexts import NOON, HandedClock, at_once, context_at
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
 from tests.support.processes import Process, started
+from tests.support.selections import selection_of
 from tests.support.users import make_users, user_id
 from tests.support.waiting import wait_until
 from worker_scheduler.clock import utc_now
@@ -168,7 +169,8 @@ def test_who_joins_while_the_first_tick_lets_go_is_planned(
             wait_until(lambda: ledger.value(WAITING), 10, "the first tick to wait for the second")
             until = joining.settings.lease.until(utc_now())
             run_id = ledger.value("SELECT run_id FROM sync_runs")
-            new = NewRun(run_id, KEY, Kind.BACKFILL, "scheduler.backfill", 7, ids(8), None, None)
+            chosen = selection_of(connection, ids(8))
+            new = NewRun(run_id, KEY, Kind.BACKFILL, "scheduler.backfill", 7, chosen, None, None)
             assert runs.open_run(connection, new, utc_now(), until) is not None
         assert first.result(30).jobs_inserted == 2
     assert served(ledger, broker) == Counter(ids(1, 8))
@@ -229,7 +231,6 @@ def test_a_lock_that_is_taken_after_the_first_look_refuses_and_rolls_back(
     make_users(ledger.url, 3)
     now = utc_now()
     lock = TickLock(context.database, BACKFILL_LOCK, KEY, utc_now, context.settings.lease)
-    new = NewRun(uuid4(), KEY, Kind.BACKFILL, "scheduler.backfill", 7, ids(1, 2), None, None)
     other = TickLock(context.database, BACKFILL_LOCK, "another", utc_now, context.settings.lease)
     with context.database.transaction() as connection:
         assert other.acquire(connection) is None
@@ -238,6 +239,8 @@ def test_a_lock_that_is_taken_after_the_first_look_refuses_and_rolls_back(
         pytest.raises(Exception, match="a tick of another is running"),
         context.database.transaction() as c,
     ):
+        chosen = selection_of(c, ids(1, 2))
+        new = NewRun(chosen or uuid4(), KEY, Kind.BACKFILL, "scheduler.backfill", 7, chosen, None, None)
         assert runs.open_run(c, new, now, now) is not None
         lock.acquire(c)
     assert ledger.everything() == before

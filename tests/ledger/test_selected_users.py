@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from tests.support.contexts import NOON, HandedClock, context_at
 from tests.support.ledger import Ledger
+from tests.support.selections import selection_of
 from tests.support.users import make_users, user_id
 from worker_scheduler.config.options import parse_backfill
 from worker_scheduler.fanout import opening, tick
@@ -42,8 +43,9 @@ def ids(*numbers: int) -> list[UUID]:
 
 def open_run(context: TickContext, chosen: list[UUID] | None, run_id: UUID | None = None) -> Run:
     run_id = run_id or months.new_run_id(NOON)
-    new = NewRun(run_id, KEY, Kind.BACKFILL, "scheduler.backfill", 7, chosen, None, None)
     with context.database.transaction() as connection:
+        selection = selection_of(connection, chosen)
+        new = NewRun(run_id, KEY, Kind.BACKFILL, "scheduler.backfill", 7, selection, None, None)
         run = runs.open_run(connection, new, NOON, NOON)
     assert run is not None
     return run
@@ -121,7 +123,8 @@ def test_everyone_after_chosen(context: TickContext, ledger: Ledger) -> None:
 
 
 def test_many_ids_are_stored_in_steps_and_in_order(context: TickContext, ledger: Ledger) -> None:
-    chosen = [uuid4() for _ in range(25_000)]
+    make_users(ledger.url, 25_000)
+    chosen = ids(*range(1, 25_001))
     run = open_run(context, chosen)
     open_run(context, chosen[::-1], run.run_id)
     rows = ledger.rows("SELECT user_id FROM sync_selected_users WHERE run_id = %s", run.run_id)
@@ -137,8 +140,10 @@ def test_a_run_that_another_process_makes_in_between_gets_the_users(
         open_run(context, ids(2))
     selected = "SELECT run_id, user_id FROM sync_selected_users ORDER BY user_id"
     assert ledger.rows(selected) == [{"run_id": made.run_id, "user_id": user_id(1)}]
-    new = NewRun(uuid4(), KEY, Kind.BACKFILL, "scheduler.backfill", 7, ids(2), None, None)
-    assert opening.open_run(context, new, lock=None).run.run_id == made.run_id
+    with context.database.transaction() as connection:
+        selection = selection_of(connection, ids(2))
+        new = NewRun(uuid4(), KEY, Kind.BACKFILL, "scheduler.backfill", 7, selection, None, None)
+        assert opening.open_run(context, connection, new, lock=None).run.run_id == made.run_id
     assert {row["run_id"] for row in ledger.rows(selected)} == {made.run_id}
     assert {row["user_id"] for row in ledger.rows(selected)} == set(ids(1, 2))
 

@@ -19,6 +19,7 @@ from tests.maintenance.situations import (
 from tests.support.contexts import INSTANT, HandedClock
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
+from tests.support.selections import selection_of
 from tests.support.users import make_users
 from worker_scheduler.config.options import DailyOptions
 from worker_scheduler.fanout import tick
@@ -77,8 +78,9 @@ def test_only_the_chosen_users_are_planned(
 ) -> None:
     make_users(ledger.url, 25)
     chosen = [row["id"] for row in ledger.rows("SELECT id FROM users ORDER BY id LIMIT 12")]
-    new = NewRun(uuid4(), "backfill:x", Kind.BACKFILL, "scheduler.backfill", 30, chosen, None, None)
     with context.database.transaction() as connection:
+        selection = selection_of(connection, chosen)
+        new = NewRun(uuid4(), "backfill:x", Kind.BACKFILL, "scheduler.backfill", 30, selection, None, None)
         assert runs.open_run(connection, new, clock(), clock())
     assert reconciler.abandoned_runs(context) == 1
     found = ledger.jobs("backfill:x")

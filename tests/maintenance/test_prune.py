@@ -15,6 +15,7 @@ from tests.support.ledger import Ledger
 from tests.support.messages import Broker
 from tests.support.months import MARCH_ENDS, add_runs_in_no_month, finish_all, places, run_day
 from tests.support.older_scheduler import OLDER_SCHEDULERS
+from tests.support.selections import selection_of
 from tests.support.users import make_users, user_id
 from worker_scheduler.config.options import DailyOptions
 from worker_scheduler.errors import Refused
@@ -105,11 +106,12 @@ def test_a_pruned_partition_keeps_its_counts_and_is_refused(
 def test_a_tick_that_meets_the_prune_is_refused(context: TickContext, ledger: Ledger) -> None:
     """The prune comes between the tick's check and its first row."""
     key, chosen = "daily:2026-03-12", [user_id(1)]
-    new = NewRun(uuid4(), key, Kind.DAILY, "scheduler.daily", None, chosen, None, None)
     pruner.prune_ledger(context.database, MARCH_ENDS + DAYS, DAYS, dry_run=False)
     before = ledger.everything()
-    with pytest.raises(Refused, match="was pruned"):
-        opening.open_run(context, new, lock=None)
+    with pytest.raises(Refused, match="was pruned"), context.database.transaction() as connection:
+        selection = selection_of(connection, chosen)
+        new = NewRun(uuid4(), key, Kind.DAILY, "scheduler.daily", None, selection, None, None)
+        opening.open_run(context, connection, new, lock=None)
     assert ledger.everything() == before
 
 

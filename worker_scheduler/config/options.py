@@ -21,11 +21,13 @@ from pydantic import (
     field_validator,
 )
 
-from worker_scheduler import partition_keys
+from worker_scheduler import partition_keys, plan_token
 from worker_scheduler.config import values
 from worker_scheduler.config.suggestion import closest
 from worker_scheduler.config.values import Allowed
 from worker_scheduler.errors import BadInput
+from worker_scheduler.named_users import NamedUsers
+from worker_scheduler.plan_token import PlanToken
 from worker_scheduler.redaction import escape_control_characters, show
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}")
@@ -61,11 +63,24 @@ def _ids(value: object) -> list[UUID]:
 
 
 def _logins(value: object) -> list[str]:
-    logins = list(dict.fromkeys(_items(value)))
-    for login in logins:
-        if len(login) > _MAX_LOGIN_LENGTH or escape_control_characters(login) != login:
-            raise ValueError(f"has the item {show(login)}, which is not a valid login")
-    return logins
+    return list(dict.fromkeys(_login(item) for item in _items(value)))
+
+
+def _login(item: str) -> str:
+    if len(item) > _MAX_LOGIN_LENGTH or escape_control_characters(item) != item:
+        raise ValueError(f"has the item {show(item)}, which is not a valid login")
+    return item
+
+
+def id_or_login(item: str) -> UUID | str:
+    """The id that the text has the form of, otherwise the login. Raises ValueError with the reason."""
+    return UUID(item) if _UUID.fullmatch(item) else _login(item)
+
+
+def _named_in_a_file(value: object) -> object:
+    if value is not None and not isinstance(value, NamedUsers):
+        raise ValueError("is a file of the client, which a task cannot read (give user_ids)")
+    return value
 
 
 def _date(value: object) -> datetime.date | None:
@@ -108,6 +123,15 @@ Campaign = Annotated[
 ]
 
 
+UsersFile = Annotated[
+    NamedUsers | None,
+    BeforeValidator(_named_in_a_file),
+    Allowed("a file with ids or logins, only in the command"),
+]
+RunKey = Annotated[str | None, BeforeValidator(_text), Allowed(partition_keys.PARTITION_KEY.pattern)]
+ExpectedPlan = Annotated[str | None, BeforeValidator(_text), Allowed("the token that a dry run printed")]
+
+
 class TickOptions(BaseModel):
     """The options of every tick. None: the setting of the same name applies."""
 
@@ -118,6 +142,11 @@ class TickOptions(BaseModel):
     max_enqueued_jobs: values.JobCount | None = None
     dry_run: Flag = False
 
+    @property
+    def expected_plan(self) -> PlanToken | None:
+        """The plan that must not have changed; None if any may be carried out."""
+        return None
+
 
 class DailyOptions(TickOptions):
     """The options of `scheduler daily` and of the task `scheduler.daily_tick`."""
@@ -125,19 +154,30 @@ class DailyOptions(TickOptions):
     date: Day = None
 
 
+_NAMING = ("user_ids", "github_logins", "users_file")
+
+
 class BackfillOptions(TickOptions):
-    """The options of `scheduler backfill` and of its task. Without ids and logins: every user."""
+    """The options of `scheduler backfill` and of its task. If nothing chooses users: every user."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     backfill_days: values.BackfillDays
     user_ids: Ids | None = None
     github_logins: Logins | None = None
+    users_file: UsersFile = None
+    all_users: Flag = False
+    only_failed_in: RunKey = None
+    exclude_logins: Logins | None = None
     allow_missing: Flag = False
     partition_key: BackfillKey = None
     campaign: Campaign = None
     backfill_max_users: values.UserCount | None = None
     confirm: Flag = False
+    expect_plan: ExpectedPlan = None
+    allow_drift: values.UserCount | None = None
 
-    @field_validator("user_ids", "github_logins")
+    @field_validator("user_ids", "github_logins", "exclude_logins")
     @classmethod
     def _not_an_empty_choice(cls, value: list[Any] | None) -> list[Any] | None:
         # If an empty list meant every user, a script's bug would become a run over all users.
@@ -159,10 +199,44 @@ class BackfillOptions(TickOptions):
             raise ValueError("cannot be combined with --partition-key")
         return partition_keys.check_campaign(value)
 
+    @field_validator("all_users")
+    @classmethod
+    def _nobody_named_beside_all(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and any(info.data.get(name) is not None for name in _NAMING):
+            raise ValueError("cannot be combined with --user-ids, --github-logins or --users-file")
+        return value
+
+    @field_validator("only_failed_in")
+    @classmethod
+    def _is_a_key(cls, value: str | None) -> str | None:
+        return None if value is None else partition_keys.check_key(value)
+
+    @field_validator("expect_plan")
+    @classmethod
+    def _is_a_token(cls, value: str | None) -> str | None:
+        return None if value is None else str(plan_token.parse(value))
+
+    @field_validator("allow_drift")
+    @classmethod
+    def _drift_from_a_plan(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("expect_plan") is None:
+            raise ValueError("needs --expect-plan")
+        return value
+
+    @property
+    def expected_plan(self) -> PlanToken | None:
+        """The plan that a dry run has shown."""
+        return None if self.expect_plan is None else plan_token.parse(self.expect_plan)
+
+    @property
+    def named(self) -> bool:
+        """Whether users are named."""
+        return any(getattr(self, name) is not None for name in _NAMING)
+
     @property
     def chosen(self) -> bool:
-        """Whether users are named; otherwise the tick is for every user."""
-        return self.user_ids is not None or self.github_logins is not None
+        """Whether the tick is for some users; otherwise it is for every user."""
+        return self.named or self.only_failed_in is not None or self.exclude_logins is not None
 
 
 class PruneOptions(BaseModel):

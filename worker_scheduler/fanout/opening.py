@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from uuid import UUID
 
+from sqlalchemy import Connection
+
 from worker_scheduler import logs
 from worker_scheduler.errors import Refused
 from worker_scheduler.fanout.context import TickContext
@@ -53,41 +55,46 @@ def refuse_another_runs_key(
         )
 
 
-def open_run(context: TickContext, new: NewRun, lock: TickLock | None) -> Opened:
-    """Opens the run of a partition and takes the lock, or joins the tick of the partition that has it.
+def prepare(context: TickContext, run_id: UUID, lock: TickLock | None) -> None:
+    """What comes before the transaction that selects users and opens their run.
 
-    lock: None if locks are switched off. The id of `new` counts if the partition has no run yet. Raises
-    Refused if another partition's tick has the lock, or if the partition belongs to another run.
+    Raises Refused if another partition's tick has the lock: nobody need be selected then.
     """
     if lock is not None:
-        lock.refuse_another()  # before the work that would be rolled back
-    _make_month(context, new.run_id)
+        lock.refuse_another()
+    # Not within: a transaction that has read sync_jobs would wait for itself.
+    _make_month(context, run_id)
+
+
+def open_run(context: TickContext, connection: Connection, new: NewRun, lock: TickLock | None) -> Opened:
+    """Opens the run of a partition within a transaction and takes the lock, or joins the tick of the
+    partition that has it.
+
+    lock: None if locks are switched off. The id of `new` counts if the partition has no run yet. Raises
+    Refused if another partition's tick has the lock, or if the partition belongs to another run; then the
+    transaction must be rolled back.
+    """
     while True:
         # The id is needed early only for chosen users: their rows are stored before the run, under its id.
-        known = None if new.selected_user_ids is None else _run_id_of(context, new.partition_key)
+        known = None if new.selection is None else runs.get(connection, new.partition_key)
+        named = new if known is None else replace(new, run_id=known.run_id)
         try:
-            return _open(context, new if known is None else replace(new, run_id=known), lock)
+            with connection.begin_nested():
+                return _open(context, connection, named, lock)
         except RunIdTaken:
             continue  # another process has made the run since the look
 
 
-def _open(context: TickContext, new: NewRun, lock: TickLock | None) -> Opened:
-    with context.database.transaction() as connection:  # a refusal rolls it back
-        now = context.clock()
-        run = runs.open_run(connection, new, now=now, leased_until=context.settings.lease.until(now))
-        if run is None:  # another process has made or pruned it since the check
-            refuse_another_runs_key(context, new.partition_key, new.kind, new.backfill_days)
-            raise Refused(f"partition {new.partition_key} belongs to another run")
-        if new.selected_user_ids:  # which may have taken seconds to store
-            runs.renew(connection, run.run_id, context.settings.lease.until(context.clock()))
-        # The lock comes last, since its holder's heartbeat waits for this transaction.
-        return Opened(run, None if lock is None else lock.acquire(connection))
-
-
-def _run_id_of(context: TickContext, partition_key: str) -> UUID | None:
-    with context.database.autocommit() as connection:
-        run = runs.get(connection, partition_key)
-    return None if run is None else run.run_id
+def _open(context: TickContext, connection: Connection, new: NewRun, lock: TickLock | None) -> Opened:
+    now = context.clock()
+    run = runs.open_run(connection, new, now=now, leased_until=context.settings.lease.until(now))
+    if run is None:  # another process has made or pruned it since the check
+        refuse_another_runs_key(context, new.partition_key, new.kind, new.backfill_days)
+        raise Refused(f"partition {new.partition_key} belongs to another run")
+    if new.selection is not None:  # whose rows may have taken seconds to move
+        runs.renew(connection, run.run_id, context.settings.lease.until(context.clock()))
+    # The lock comes last, since its holder's heartbeat waits for this transaction.
+    return Opened(run, None if lock is None else lock.acquire(connection))
 
 
 def _make_month(context: TickContext, run_id: UUID) -> None:

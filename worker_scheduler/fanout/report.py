@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from worker_scheduler import logs
 from worker_scheduler.errors import SchedulerError
 from worker_scheduler.ledger.tables import Kind
 from worker_scheduler.outcome import Outcome
+
+if TYPE_CHECKING:  # they use a report themselves
+    from worker_scheduler.fanout.preview import Preview
+    from worker_scheduler.fanout.selection import Selection
 
 log = logs.get_logger(__name__)
 
@@ -32,14 +36,34 @@ class Report:
     duration_seconds: float = 0.0
     missing_user_ids: tuple[UUID, ...] = ()
     missing_github_logins: tuple[str, ...] = ()
+    # How many were named and do not exist; the two above have the first ones.
+    unknown_users: int = 0
     # Set by a dry run only: what the same command would do without --dry-run.
     would_insert: int | None = None
     would_enqueue: int | None = None
+    # The same by classes of users; for a backfill only.
+    preview: Preview | None = None
     # Set if it joined another tick: since when that one runs, and the given options that have no effect.
     running_since: datetime | None = None
     unused_options: tuple[str, ...] = ()
     # Why the tick ended early: a refusal, a failure, or another tick that stands in a dry run's way.
     ended_by: SchedulerError | None = None
+
+    def note_selection(self, selected: Selection) -> None:
+        """Notes how many users are selected, and which of the named ones do not exist."""
+        self.users_total_selected = selected.total
+        self.unknown_users = selected.unknown.total + selected.unknown_excluded.total
+        self.missing_user_ids = tuple(selected.unknown.user_ids)
+        self.missing_github_logins = (
+            *selected.unknown.github_logins,
+            *selected.unknown_excluded.github_logins,
+        )
+
+    def foresee(self, preview: Preview) -> None:
+        """Notes what a dry run has found out."""
+        self.would_insert, self.would_enqueue = preview.would_create, preview.would_enqueue
+        if self.mode is Kind.BACKFILL:
+            self.preview = preview
 
     def end(self, error: SchedulerError) -> None:
         """Notes why the tick ended early."""
@@ -79,9 +103,13 @@ class Report:
             "missing_user_ids": [str(user_id) for user_id in self.missing_user_ids],
             "missing_github_logins": list(self.missing_github_logins),
         }
+        if self.unknown_users:
+            fields["unknown_users"] = self.unknown_users
         if self.would_insert is not None:
             fields["would_insert"] = self.would_insert
             fields["would_enqueue"] = self.would_enqueue
+        if self.preview is not None:
+            fields["plan"] = self.preview.as_json()
         if self.running_since is not None:
             fields["running_since"] = self.running_since.isoformat()
             fields["unused_options"] = list(self.unused_options)

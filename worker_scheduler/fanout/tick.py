@@ -9,20 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import TypeVar
+from uuid import UUID
+
+from sqlalchemy import Connection
 
 from worker_scheduler import partition_keys
 from worker_scheduler.config.options import BackfillOptions, DailyOptions, TickOptions
 from worker_scheduler.errors import BadInput, SchedulerError
-from worker_scheduler.fanout import opening, pipeline, selection
+from worker_scheduler.fanout import opening, pipeline, preview, selection
 from worker_scheduler.fanout.context import TickContext
+from worker_scheduler.fanout.opening import Opened
+from worker_scheduler.fanout.preview import Preview
 from worker_scheduler.fanout.report import Report
-from worker_scheduler.fanout.selection import Selection
+from worker_scheduler.fanout.selection import Caps, Selection
 from worker_scheduler.fanout.tick_lock import TickLock
-from worker_scheduler.ledger import batches, months, runs, schema, users
+from worker_scheduler.ledger import months, schema, users
 from worker_scheduler.ledger.runs import NewRun, Run
 from worker_scheduler.ledger.tables import Kind
 from worker_scheduler.outcome import Outcome
@@ -55,7 +60,8 @@ def daily_asked_for(context: TickContext, options: DailyOptions) -> Report:
     request = _daily_request(context, options, options.date or _today(context))
     with _reporting(context, request) as report:
         _refuse_future(context, options.date)
-        _everyone(context, request, report)
+        _require_tables(context)
+        _tick(context, request, report)
     return report
 
 
@@ -68,7 +74,8 @@ def daily(context: TickContext, options: DailyOptions, slot: Slot | None = None)
     day = slot.day if slot else options.date or _today(context)
     request = _daily_request(context, options, day, None if slot is None else slot.due_at)
     with _reporting(context, request) as report:
-        _everyone(context, request, report)
+        _require_tables(context)
+        _tick(context, request, report)
     return report
 
 
@@ -96,12 +103,6 @@ def _refuse_future(context: TickContext, day: date | None) -> None:
         raise BadInput(f"--date='{day}' is in the future: today is {today} in {zone}")
 
 
-def _everyone(context: TickContext, request: _Request, report: Report) -> None:
-    _require_tables(context)
-    selected = selection.select_everyone(context.database, context.relation)
-    _tick(context, request, selected, report)
-
-
 def backfill_key(options: BackfillOptions, now: datetime) -> str:
     """The partition of a backfill that is asked for at `now`: by the date in UTC, whatever the calendar."""
     return options.partition_key or partition_keys.backfill_partition(
@@ -125,30 +126,12 @@ def backfill(context: TickContext, options: BackfillOptions, partition_key: str 
     )
     with _reporting(context, request) as report:
         _require_tables(context)
-        selected = _choose(context, options)
-        report.missing_user_ids = selected.missing_user_ids
-        report.missing_github_logins = selected.missing_github_logins
-        report.users_total_selected = selected.total
-        selection.refuse_unknown(selected, options.allow_missing)
-        selection.refuse_unconfirmed(
-            selected,
-            _or_default(options.backfill_max_users, context.settings.backfill_max_users),
-            options.confirm or context.settings.backfill_confirm,
-        )
-        _tick(context, request, selected, report)
+        _tick(context, request, report)
     return report
 
 
 def _today(context: TickContext) -> date:
     return local_date(context.clock(), context.settings.scheduler_timezone)
-
-
-def _choose(context: TickContext, options: BackfillOptions) -> Selection:
-    if not options.chosen:
-        return selection.select_everyone(context.database, context.relation)
-    return selection.select_named(
-        context.database, context.relation, options.user_ids or (), options.github_logins or ()
-    )
 
 
 @contextmanager
@@ -174,18 +157,12 @@ def _require_tables(context: TickContext) -> None:
         users.require_relation(connection, context.relation)
 
 
-def _tick(context: TickContext, request: _Request, selected: Selection, report: Report) -> None:
-    report.users_total_selected = selected.total
-    selection.refuse_too_many(
-        selected,
-        _or_default(request.options.max_enqueued_jobs, context.settings.max_enqueued_jobs),
-    )
+def _tick(context: TickContext, request: _Request, report: Report) -> None:
     opening.refuse_another_runs_key(context, request.partition_key, request.kind, request.backfill_days)
     lock = _lock(context, request)
-    if request.options.dry_run:
-        _dry_run(context, request, lock, selected, report)
+    opened = _select_and_open(context, request, lock, report)
+    if opened is None:
         return
-    opened = opening.open_run(context, _new_run(context, request, selected), lock)
     report.run_id = opened.run.run_id
     if opened.joined is not None:
         report.join(opened.joined.acquired_at, _unused(request.options))
@@ -202,19 +179,51 @@ def _tick(context: TickContext, request: _Request, selected: Selection, report: 
     )
 
 
-def _dry_run(
-    context: TickContext, request: _Request, lock: TickLock | None, selected: Selection, report: Report
-) -> None:
-    if lock is not None:
+def _select_and_open(
+    context: TickContext, request: _Request, lock: TickLock | None, report: Report
+) -> Opened | None:
+    """Selects the users and opens their run in one transaction, so that a refusal leaves nothing; None if
+    there is nothing to open.
+    """
+    options = request.options
+    new = _new_run(context, request)
+    if not options.dry_run:
+        opening.prepare(context, new.run_id, lock)
+    with context.database.transaction() as connection:
+        selected = _select(context, connection, options, new.run_id)
+        report.note_selection(selected)
+        caps = selection.caps_of(options, context.settings)
+        foreseen = None
+        if options.dry_run or options.expected_plan is not None:
+            foreseen = preview.foresee(context, connection, new, options, selected, caps)
+        if options.dry_run and foreseen is not None:
+            report.foresee(foreseen)
+        _refuse(options, selected, caps, foreseen)
+        if not options.dry_run and (selected.identity is None or selected.total):
+            return opening.open_run(context, connection, replace(new, selection=selected.identity), lock)
+        connection.rollback()
+    if options.dry_run and lock is not None:
         lock.require_free()
-    with context.database.autocommit() as connection:
-        report.would_insert = users.count_without_job(
-            connection, context.relation, request.partition_key, selected.user_ids
-        )
-        run = runs.get(connection, request.partition_key)
-        unsent = 0 if run is None else batches.unsent_jobs(connection, run.run_id)
-        report.would_enqueue = report.would_insert + unsent
-    report.outcome = Outcome.DRY_RUN
+    report.outcome = Outcome.DRY_RUN if options.dry_run else Outcome.NOTHING_TO_DO
+    return None
+
+
+def _select(
+    context: TickContext, connection: Connection, options: TickOptions, identity: UUID
+) -> Selection:
+    if not isinstance(options, BackfillOptions) or not options.chosen:
+        return selection.select_everyone(connection, context.relation)
+    on_page = partial(context.pause, 0)  # a place where Ctrl-C may end it
+    return selection.select_chosen(connection, context.relation, options, identity, on_page)
+
+
+def _refuse(options: TickOptions, selected: Selection, caps: Caps, foreseen: Preview | None) -> None:
+    if isinstance(options, BackfillOptions):
+        selection.refuse_unknown(selected, options.allow_missing)
+        if options.expected_plan is not None and foreseen is not None:
+            preview.refuse_changed_plan(options.expected_plan, foreseen.token, options.allow_drift or 0)
+    selection.refuse_unconfirmed(selected, caps)
+    selection.refuse_too_many(selected, caps)
 
 
 def _lock(context: TickContext, request: _Request) -> TickLock | None:
@@ -225,14 +234,14 @@ def _lock(context: TickContext, request: _Request) -> TickLock | None:
     )
 
 
-def _new_run(context: TickContext, request: _Request, selected: Selection) -> NewRun:
+def _new_run(context: TickContext, request: _Request) -> NewRun:
     return NewRun(
         run_id=months.new_run_id(context.clock()),
         partition_key=request.partition_key,
         kind=request.kind,
         triggered_by=request.triggered_by,
         backfill_days=request.backfill_days,
-        selected_user_ids=selected.user_ids,
+        selection=None,
         requested_by=context.requested_by,
         slot=request.slot,
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from worker_scheduler.ledger import selected_users
 from worker_scheduler.ledger.lease_sql import WAITED, is_over, is_valid
 from worker_scheduler.ledger.tables import Kind, RunState
 
@@ -43,8 +43,8 @@ class Run:
 class NewRun:
     """The run that a tick asks for.
 
-    run_id: that of the partition's run if there is one, otherwise a new one. selected_user_ids: None means
-    every user.
+    run_id: that of the partition's run if there is one, otherwise a new one. selection: the id under which
+    the chosen users are selected (selected_users.py); None means every user.
     """
 
     run_id: UUID
@@ -52,7 +52,7 @@ class NewRun:
     kind: Kind
     triggered_by: str
     backfill_days: int | None
-    selected_user_ids: Sequence[UUID] | None
+    selection: UUID | None
     requested_by: str | None
     slot: datetime | None
 
@@ -97,17 +97,6 @@ _OPEN = text(
     RETURNING {_COLUMNS}
     """
 )
-
-# Users of earlier selections stay: they have their jobs, or are still to be planned. In the order of the
-# ids: two transactions that name the same users in different orders would wait for each other.
-_SELECT_USERS = text(
-    """
-    INSERT INTO sync_selected_users (run_id, user_id)
-    SELECT :run_id, user_id FROM unnest(CAST(:user_ids AS uuid[])) AS chosen(user_id) ORDER BY user_id
-    ON CONFLICT DO NOTHING
-    """
-)
-_USERS_PER_STATEMENT = 10_000
 
 _GET = text(f"SELECT {_COLUMNS} FROM sync_runs WHERE partition_key = :partition_key")
 
@@ -203,30 +192,25 @@ def open_run(connection: Connection, new: NewRun, now: datetime, leased_until: d
     Raises RunIdTaken if users are chosen and the partition's run has another id than `new`; after that the
     transaction can only be rolled back.
     """
-    # First: a million ids take seconds, and the planner and its heartbeat need the run's row.
-    _select_users(connection, new.run_id, new.selected_user_ids or ())
+    if new.selection is not None and new.selection != new.run_id:
+        # First: a million ids take seconds, and the planner and its heartbeat need the run's row. Users of
+        # earlier selections stay: they have their jobs, or are still to be planned.
+        selected_users.move(connection, new.selection, new.run_id)
     row = connection.execute(
         _OPEN,
         {
             **vars(new),
             "kind": new.kind.value,
-            "chosen_users": new.selected_user_ids is not None,
+            "chosen_users": new.selection is not None,
             "now": now,
             "leased_until": leased_until,
         },
     ).one_or_none()
     if row is None:
         return None
-    if new.selected_user_ids is not None and row.run_id != new.run_id:
+    if new.selection is not None and row.run_id != new.run_id:
         raise RunIdTaken
     return _run_from_row(row)
-
-
-def _select_users(connection: Connection, run_id: UUID, user_ids: Sequence[UUID]) -> None:
-    ordered = sorted(user_ids)
-    for first in range(0, len(ordered), _USERS_PER_STATEMENT):
-        some = [str(user_id) for user_id in ordered[first : first + _USERS_PER_STATEMENT]]
-        connection.execute(_SELECT_USERS, {"run_id": run_id, "user_ids": some})
 
 
 def get(connection: Connection, partition_key: str) -> Run | None:

@@ -1,11 +1,9 @@
-"""SQL over the application's relation of users: checks it, counts and finds users; reads only."""
+"""SQL over the application's relation of users: checks it and counts; `selected_users.py` finds users."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from uuid import UUID
 
 from sqlalchemy import Connection, text
 
@@ -76,52 +74,4 @@ def require_relation(connection: Connection, relation: UsersRelation) -> None:
 def count(connection: Connection, relation: UsersRelation) -> int:
     """Counts the users."""
     rows = connection.execute(text(f"SELECT count(*) FROM {relation.sql} u WHERE u.id IS NOT NULL"))
-    return int(rows.scalar_one())
-
-
-def find_by_ids(connection: Connection, relation: UsersRelation, ids: Sequence[UUID]) -> list[UUID]:
-    """The ids among `ids` that belong to users."""
-    rows = connection.execute(
-        text(f"SELECT u.id FROM {relation.sql} u WHERE u.id = ANY(CAST(:ids AS uuid[]))"),
-        {"ids": [str(user_id) for user_id in ids]},
-    )
-    return list(rows.scalars())
-
-
-def find_by_logins(
-    connection: Connection, relation: UsersRelation, logins: Sequence[str]
-) -> list[tuple[str, UUID]]:
-    """Pairs (login as given, user id) for the logins that belong to users, ignoring case.
-
-    Postgres lowers both sides, since it and Python disagree about case outside ASCII.
-    """
-    rows = connection.execute(
-        text(
-            "SELECT wanted.login, u.id FROM unnest(CAST(:logins AS text[])) AS wanted(login)"
-            f" JOIN {relation.sql} u ON lower(CAST(u.github_login AS text)) = lower(wanted.login)"
-        ),
-        {"logins": list(logins)},
-    )
-    return [(row.login, row.id) for row in rows]
-
-
-def count_without_job(
-    connection: Connection,
-    relation: UsersRelation,
-    partition_key: str,
-    chosen: Sequence[UUID] | None,
-) -> int:
-    """Counts the chosen users (None: all users) who have no job in the partition yet."""
-    condition = "" if chosen is None else "AND u.id = ANY(CAST(:ids AS uuid[]))"
-    parameters: dict[str, object] = {"partition_key": partition_key}
-    if chosen is not None:
-        parameters["ids"] = [str(user_id) for user_id in chosen]
-    rows = connection.execute(
-        text(
-            f"SELECT count(*) FROM {relation.sql} u WHERE u.id IS NOT NULL {condition}"
-            " AND NOT EXISTS (SELECT FROM sync_jobs j"
-            " WHERE j.partition_key = :partition_key AND j.user_id = u.id)"
-        ),
-        parameters,
-    )
     return int(rows.scalar_one())
