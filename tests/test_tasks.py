@@ -128,6 +128,23 @@ def test_backfill_takes_lists_and_comma_separated_texts(
     assert {job["backfill_days"] for job in ledger.jobs()} == {30}
 
 
+def test_backfill_of_those_who_failed(call_task: CallTask, ledger: Ledger) -> None:
+    """By real workers: users 2 and 3 of a day fail, and only they get another job."""
+    make_users(ledger.url, 9)
+    call_task("scheduler.daily_tick", date="2026-11-23")
+    assert all_final(ledger) == {"COMPLETED": 6, "SKIPPED": 1, "FAILED": 2}
+    again: dict[str, object] = {"backfill_days": 1, "partition_key": "again"}
+    again["only_failed_in"] = "daily:2026-11-23"
+    dry = call_task("scheduler.backfill", dry_run=True, **again)
+    assert (dry["would_insert"], dry["plan"]["unknown"]) == (2, 0)
+    report = call_task("scheduler.backfill", expect_plan=dry["plan"]["token"], **again)
+    assert (report["outcome"], report["jobs_enqueued"]) == ("enqueued", 2)
+    all_final(ledger)
+    assert {job["github_login"] for job in ledger.jobs("again")} == {"user-2", "user-3"}
+    refused = call_task("scheduler.backfill", expect_plan=dry["plan"]["token"], **again)
+    assert "would be created 2 then and 0 now, have a job 0 then and 2 now" in str(refused)
+
+
 REFUSED: list[tuple[str, dict[str, object], str, str]] = [
     ("scheduler.daily_tick", {"date": "tomorrow"}, "BadInput", "--date='tomorrow' is not a valid date"),
     ("scheduler.daily_tick", {"date": "9999-12-31"}, "BadInput", "--date='9999-12-31' is in the future: "),
@@ -152,6 +169,12 @@ REFUSED: list[tuple[str, dict[str, object], str, str]] = [
         "1 unknown user: nobody",
     ),
     ("scheduler.backfill", {"backfill_days": 1, "confirm": "yes"}, "BadInput", "--confirm='yes'"),
+    (
+        "scheduler.backfill",
+        {"backfill_days": 1, "users_file": "/tmp/ids"},
+        "BadInput",
+        "--users-file='/tmp/ids' is a file of the client, which a task cannot read (give user_ids)",
+    ),
     ("scheduler.backfill", {"backfill_days": 1, "partition_key": "daily:x"}, "BadInput", "--partition-key"),
     (
         "scheduler.daily_tick",

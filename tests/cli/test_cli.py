@@ -128,7 +128,8 @@ def test_every_option_is_in_the_help(command: str, scheduler: Scheduler) -> None
             "--allow-missing",
             "--partition-key",
         ]
-        options += ["--campaign", "--backfill-max-users", "--confirm"]
+        options += ["--campaign", "--backfill-max-users", "--confirm", "--users-file", "--all-users"]
+        options += ["--only-failed-in", "--exclude-logins", "--expect-plan", "--allow-drift"]
     else:
         options += ["--date"]
     outcome = scheduler(command, "--help")

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from worker_scheduler import logs
 from worker_scheduler.errors import ConfigurationError, SchedulerError
+from worker_scheduler.fanout.preview import Preview
 from worker_scheduler.fanout.report import Report
 from worker_scheduler.outcome import Outcome
 from worker_scheduler.redaction import escape_control_characters
@@ -49,14 +50,29 @@ def counted(number: int, noun: str) -> str:
 def print_report(report: Report) -> None:
     """Prints the report of a finished tick for a person."""
     print_line(f"{report.partition_key}: {_sentence(report)}")
-    missing = [*map(str, report.missing_user_ids), *report.missing_github_logins]
-    if missing:
-        print_line(f"  unknown users, skipped: {len(missing)} ({', '.join(missing[:20])})")
+    if report.preview is not None:
+        _print_preview(report.preview)
+    if report.unknown_users and report.ended_by is None:
+        named = [*map(str, report.missing_user_ids), *report.missing_github_logins]
+        print_line(f"  unknown users, skipped: {report.unknown_users} ({', '.join(named[:20])})")
+
+
+def _print_preview(preview: Preview) -> None:
+    print_line(
+        f"  would be created: {preview.would_create}; exist: {preview.exist};"
+        f" in flight: {preview.in_flight}; unknown: {preview.unknown}; over a cap: {preview.over_cap}"
+    )
+    if preview.rate_seconds is None:
+        at_rate = "the workers' rate has not been measured yet"
+    else:
+        at_rate = f"workers take {preview.rate_seconds:.0f} s at the measured rate"
+    print_line(f"  pauses between batches: {preview.pacing_seconds:.0f} s; {at_rate}")
+    print_line(f"  to do exactly this: --expect-plan {preview.token}")
 
 
 def _sentence(report: Report) -> str:
     seconds = f"{report.duration_seconds:.1f} s"
-    if report.outcome is Outcome.DRY_RUN:
+    if report.would_insert is not None:
         return (
             f"dry run, nothing was written: {counted(report.users_total_selected, 'user')} selected,"
             f" {report.would_insert} of them without a job yet;"
@@ -65,6 +81,8 @@ def _sentence(report: Report) -> str:
     if report.outcome is Outcome.JOINED:
         return _joined(report)
     if report.outcome is Outcome.NOTHING_TO_DO:
+        if not report.users_total_selected:
+            return f"nothing to do: no user is selected ({seconds})"
         if report.users_total_selected == 1:
             return f"nothing to do: the one user has their job ({seconds})"
         return f"nothing to do: all {report.users_total_selected} users have their job ({seconds})"

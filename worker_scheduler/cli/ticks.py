@@ -9,13 +9,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from worker_scheduler import wiring
-from worker_scheduler.cli import shared
+from worker_scheduler.cli import chosen_users, shared
 from worker_scheduler.cli.interruption import finished_within, interruption
-from worker_scheduler.cli.item_files import with_files_read
 from worker_scheduler.cli.output import print_faults, print_json, print_report, progress
 from worker_scheduler.cli.shared import AsJson, DryRun
 from worker_scheduler.config import options, values
-from worker_scheduler.config.options import BackfillOptions, TickOptions
+from worker_scheduler.config.options import TickOptions
 from worker_scheduler.config.settings import Settings
 from worker_scheduler.config.values import bounds
 from worker_scheduler.errors import Interrupted, SchedulerError
@@ -81,6 +80,23 @@ def backfill(
         list[str] | None,
         typer.Option(metavar="LOGIN,LOGIN", help="Only these users. Repeatable; @FILE reads a file."),
     ] = None,
+    users_file: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH|-", help="Only the ids and logins in this file, or in stdin. Repeatable."
+        ),
+    ] = None,
+    all_users: Annotated[
+        bool, typer.Option("--all-users", help="Every user, as without any choice; said explicitly.")
+    ] = False,
+    only_failed_in: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Of these, only users whose job in the run of this key failed."),
+    ] = None,
+    exclude_logins: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LOGIN,LOGIN", help="Of these, leave out. Repeatable; @FILE reads a file."),
+    ] = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Skip users who do not exist, instead of refusing.")
     ] = False,
@@ -106,6 +122,14 @@ def backfill(
         bool,
         typer.Option("--confirm", help="Allow more users than --backfill-max-users. [BACKFILL_CONFIRM=1]"),
     ] = False,
+    expect_plan: Annotated[
+        str | None,
+        typer.Option(metavar="TOKEN", help="Refuse if the selection has changed since this dry run."),
+    ] = None,
+    allow_drift: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Accept a plan whose counts differ by at most N in all."),
+    ] = None,
     enqueue_batch_size: BatchSizeOption = None,
     enqueue_sleep_seconds: Sleep = None,
     max_enqueued_jobs: MaxJobs = None,
@@ -116,11 +140,17 @@ def backfill(
     given: dict[str, Any] = {
         "user_ids": user_ids,
         "github_logins": github_logins,
+        "users_file": users_file,
+        "all_users": all_users,
+        "only_failed_in": only_failed_in,
+        "exclude_logins": exclude_logins,
         "allow_missing": allow_missing,
         "partition_key": partition_key,
         "campaign": campaign,
         "backfill_max_users": backfill_max_users,
         "confirm": confirm,
+        "expect_plan": expect_plan,
+        "allow_drift": allow_drift,
         "enqueue_batch_size": enqueue_batch_size,
         "enqueue_sleep_seconds": enqueue_sleep_seconds,
         "max_enqueued_jobs": max_enqueued_jobs,
@@ -128,7 +158,7 @@ def backfill(
     }
     if backfill_days is not None:
         given["backfill_days"] = backfill_days
-    return _run_tick(Kind.BACKFILL, _parse_backfill, tick.backfill, given, as_json)
+    return _run_tick(Kind.BACKFILL, chosen_users.parse, chosen_users.backfill_of(given), given, as_json)
 
 
 def _run_tick(
@@ -175,15 +205,7 @@ def _started(
 def _print_outcome(report: Report, as_json: bool) -> None:
     if as_json:
         print_json(report.as_json())
+    elif report.ended_by is None or report.preview is not None:  # a refused dry run has found out much
+        print_report(report)
     if report.ended_by is not None:
         print_faults(report.ended_by)
-    elif not as_json:
-        print_report(report)
-
-
-def _parse_backfill(given: Mapping[str, Any]) -> BackfillOptions:
-    lists = {
-        name: with_files_read("--" + name.replace("_", "-"), given[name])
-        for name in ("user_ids", "github_logins")
-    }
-    return options.parse_backfill({**given, **lists})
