@@ -45,7 +45,7 @@ def texts() -> set[str]:
             for argument in call.args[:1]:
                 items = argument.elts if isinstance(argument, ast.List) else [argument]
                 found.update(map(template, items))
-        elif made == "ValueError" and name.startswith(("config/", "partition_keys")):
+        elif made == "ValueError" and name.startswith(("config/", "partition_keys", "plan_token")):
             found.update(map(template, call.args))
         elif made == "fault" or (made == "Finding" and len(call.args) == 3):
             found.add(template(call.args[1]))
