@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, text
 
+from tests.support import attempts
 from tests.support.contexts import NOON, context_at
 from tests.support.ledger import Ledger
 from tests.support.model_broker import ModelBroker
@@ -404,7 +405,7 @@ class LedgerMachine(RuleBasedStateMachine):
             job.not_before is None or job.not_before <= self.now or job.leased_until is not None
         )
         free = job.status == "PENDING" and its_time_has_come
-        claimed = jobs.claim(self.connection, job_id, self.now, self.now + LEASE)
+        claimed = attempts.claim(self.connection, job_id, self.now, self.now + LEASE)
         assert (claimed is not None) == free
         if claimed is not None:
             assert claimed.attempt == job.attempt + 1
@@ -427,7 +428,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def a_worker_finishes_a_job(self, pick: int, end: JobStatus) -> None:
         claimed = self.pick_claim(pick)
         holds = self.holds(claimed)
-        assert jobs.finish(self.connection, claimed, end, None, self.now) == holds
+        assert attempts.finish(self.connection, claimed, end, None, self.now) == holds
         if holds:
             self.change(claimed.job_id, status=end.value, leased_until=None)
 
@@ -437,7 +438,7 @@ class LedgerMachine(RuleBasedStateMachine):
         claimed = self.pick_claim(pick)
         holds = self.holds(claimed)
         at = self.now + timedelta(seconds=delay)
-        assert jobs.put_off(self.connection, claimed, error_message=None, not_before=at) == holds
+        assert attempts.put_off(self.connection, claimed, error_message=None, not_before=at) == holds
         if holds:
             self.change(claimed.job_id, status="PENDING", leased_until=None, not_before=at)
 

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Connection
 
 from tests.maintenance.situations import KEY, LEASE, batch_not_enqueued, claim, enqueue, half_planned
+from tests.support import attempts
 from tests.support.contexts import NOON, HandedClock, context_at
 from tests.support.ledger import Ledger
 from tests.support.waiting import wait_until
@@ -82,7 +83,7 @@ class AClaim(Situation):
         (self.job_id,) = enqueue(context, ledger, 1)
 
     def write(self, connection: Connection) -> None:
-        assert jobs.claim(connection, self.job_id, NOON, UNTIL) is not None
+        assert attempts.claim(connection, self.job_id, NOON, UNTIL) is not None
 
 
 class AJobsHeartbeat(Situation):
@@ -225,7 +226,7 @@ def test_jobs_of_several_months_and_of_none_are_renewed(context: TickContext, le
         value = "NULL" if run_id is None else f"'{run_id}'"
         ledger.execute(f"UPDATE sync_jobs SET run_id = {value} WHERE job_id = '{job_id}'")
     with context.database.autocommit() as connection:
-        claimed = [jobs.claim(connection, job_id, NOON, UNTIL) for job_id in ids]
+        claimed = [attempts.claim(connection, job_id, NOON, UNTIL) for job_id in ids]
         held_jobs = [job for job in claimed if job is not None]
         groups = jobs.in_groups(held_jobs)
         assert (len(groups), sum(map(len, groups))) == (3, 4)
@@ -256,7 +257,7 @@ def test_a_lease_that_lasts_too_long_counts_as_over(
     ids = [job["job_id"] for job in ledger.jobs()][-2:]
     running, due = (claim(context, job_id) for job_id in ids)
     with context.database.autocommit() as connection:
-        assert jobs.put_off(connection, due, error_message=None, not_before=NOON)
+        assert attempts.put_off(connection, due, error_message=None, not_before=NOON)
     ledger.execute(
         f"UPDATE sync_runs SET leased_until = '{until}'",
         f"UPDATE sync_jobs SET leased_until = '{until}' WHERE job_id IN ('{ids[0]}', '{ids[1]}')",

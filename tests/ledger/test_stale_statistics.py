@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Connection, event
 
+from tests.support import attempts
 from tests.support.databases import new_database, url_of
 from tests.support.open_runs import JOBS_PER_BATCH, NOW, SENT_IN, OpenRun, fill, migrate
 from worker_scheduler import embedded
@@ -210,17 +211,19 @@ STEPS: dict[str, Step] = {
         lambda connection, _: runs.finish(connection, WAITING.run_id, NOW), run=WAITING, jobs=1
     ),
     "claim": Step(
-        lambda connection, _: jobs.claim(connection, WAITING.job_id(WAITING.jobs), NOW, UNTIL),
+        lambda connection, _: attempts.claim(connection, WAITING.job_id(WAITING.jobs), NOW, UNTIL),
         run=WAITING,
         jobs=1,
     ),
     "finish": Step(
-        lambda connection, _: jobs.finish(connection, ATTEMPTS[-1], JobStatus.COMPLETED, None, NOW),
+        lambda connection, _: attempts.finish(connection, ATTEMPTS[-1], JobStatus.COMPLETED, None, NOW),
         run=RUNNING,
         jobs=1,
     ),
     "jobs.put_off": Step(
-        lambda connection, _: jobs.put_off(connection, ATTEMPTS[-1], error_message=None, not_before=UNTIL),
+        lambda connection, _: attempts.put_off(
+            connection, ATTEMPTS[-1], error_message=None, not_before=UNTIL
+        ),
         run=RUNNING,
         jobs=1,
     ),

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 from redis import Redis
 
+from tests.support import attempts
 from tests.support.contexts import NOON
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
@@ -18,7 +19,7 @@ from worker_scheduler.fanout import tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.planner import Planner
 from worker_scheduler.fanout.tick import DAILY_TRIGGER
-from worker_scheduler.ledger import jobs, runs
+from worker_scheduler.ledger import runs
 from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.runs import NewRun, Run
 from worker_scheduler.ledger.tables import JobStatus, Kind
@@ -77,19 +78,21 @@ def batch_not_enqueued(context: TickContext, ledger: Ledger, claimed_until: date
 def claim(context: TickContext, job_id: UUID) -> ClaimedJob:
     now = context.clock()
     with context.database.autocommit() as connection:
-        claimed = jobs.claim(connection, job_id, now, context.settings.lease.until(now))
+        claimed = attempts.claim(connection, job_id, now, context.settings.lease.until(now))
     assert claimed is not None
     return claimed
 
 
 def finish(context: TickContext, job_id: UUID, status: JobStatus = JobStatus.COMPLETED) -> None:
     with context.database.autocommit() as connection:
-        assert jobs.finish(connection, claim(context, job_id), status, None, context.clock())
+        assert attempts.finish(connection, claim(context, job_id), status, None, context.clock())
 
 
 def put_off(context: TickContext, job_id: UUID, not_before: datetime) -> None:
     with context.database.autocommit() as connection:
-        assert jobs.put_off(connection, claim(context, job_id), error_message=None, not_before=not_before)
+        assert attempts.put_off(
+            connection, claim(context, job_id), error_message=None, not_before=not_before
+        )
 
 
 def sent(broker: Broker, queue: str = "daily") -> Counter[str]:

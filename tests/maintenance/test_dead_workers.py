@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from tests.maintenance.situations import LEASE, claim, each_once, enqueue, lose_messages, sent
+from tests.support import attempts
 from tests.support.contexts import INSTANT, HandedClock
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
@@ -77,7 +78,7 @@ def test_a_heartbeating_job_is_never_taken(
         clock.forward(LEASE / 4 * 3 - INSTANT)
         assert reconciler.dead_workers(context) == 0
     with context.database.autocommit() as connection:
-        assert jobs.finish(connection, claimed, JobStatus.COMPLETED, None, clock())
+        assert attempts.finish(connection, claimed, JobStatus.COMPLETED, None, clock())
 
 
 def test_a_worker_that_was_given_up_on_can_neither_renew_nor_finish(
@@ -91,8 +92,8 @@ def test_a_worker_that_was_given_up_on_can_neither_renew_nor_finish(
     before = ledger.job(job_id)
     with context.database.autocommit() as connection:
         assert jobs.extend_leases(connection, [slow], clock() + 2 * LEASE).lost == [slow]
-        assert not jobs.finish(connection, slow, JobStatus.FAILED, "too late", clock())
-        assert not jobs.put_off(connection, slow, error_message="too late", not_before=clock())
+        assert not attempts.finish(connection, slow, JobStatus.FAILED, "too late", clock())
+        assert not attempts.put_off(connection, slow, error_message="too late", not_before=clock())
     assert ledger.job(job_id) == before
     with context.database.autocommit() as connection:
-        assert jobs.finish(connection, successor, JobStatus.COMPLETED, None, clock())
+        assert attempts.finish(connection, successor, JobStatus.COMPLETED, None, clock())

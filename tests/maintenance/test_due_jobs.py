@@ -18,6 +18,7 @@ from tests.maintenance.situations import (
     put_off,
     sent,
 )
+from tests.support import attempts
 from tests.support.contexts import INSTANT, HandedClock
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
@@ -25,7 +26,6 @@ from tests.support.users import make_users
 from worker_scheduler.config.options import BackfillOptions, DailyOptions
 from worker_scheduler.fanout import tick
 from worker_scheduler.fanout.context import TickContext
-from worker_scheduler.ledger import jobs
 from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.maintenance import reconciler
@@ -74,7 +74,7 @@ def claim_behind(context: TickContext, job_id: UUID) -> ClaimedJob | None:
     """Claims a job as a worker does whose clock is a second behind."""
     now = context.clock() - timedelta(seconds=1)
     with context.database.autocommit() as connection:
-        return jobs.claim(connection, job_id, now, context.settings.lease.until(now))
+        return attempts.claim(connection, job_id, now, context.settings.lease.until(now))
 
 
 def test_a_clock_that_is_behind_claims_nothing_before_its_time(
@@ -106,7 +106,7 @@ def test_a_clock_that_is_behind_claims_what_is_being_published(
     assert attempt is not None
     assert ledger.job(job_id)["status"] == "RUNNING"
     with context.database.autocommit() as connection:
-        assert jobs.finish(connection, attempt, JobStatus.COMPLETED, None, clock())
+        assert attempts.finish(connection, attempt, JobStatus.COMPLETED, None, clock())
 
 
 def test_due_jobs_of_several_runs_get_each_their_own_message(

@@ -5,13 +5,13 @@ from datetime import timedelta
 import pytest
 
 from tests.maintenance.situations import DAY, claim, enqueue, finish
+from tests.support import attempts
 from tests.support.contexts import HandedClock
 from tests.support.ledger import Ledger
 from tests.support.users import make_users
 from worker_scheduler.config.options import DailyOptions
 from worker_scheduler.fanout import tick
 from worker_scheduler.fanout.context import TickContext
-from worker_scheduler.ledger import jobs
 from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.maintenance import reconciler
 
@@ -29,7 +29,9 @@ def test_a_run_is_finished_when_its_last_job_is(
     run = ledger.row("SELECT * FROM sync_runs")
     assert (run["state"], run["finished_at"], run["completed"]) == ("ENQUEUED", None, None)
     with context.database.autocommit() as connection:
-        assert jobs.finish(connection, claimed or claim(context, last), JobStatus.COMPLETED, None, clock())
+        assert attempts.finish(
+            connection, claimed or claim(context, last), JobStatus.COMPLETED, None, clock()
+        )
     clock.forward(timedelta(seconds=60))
     assert reconciler.finished_runs(context) == 1
     run = ledger.row("SELECT * FROM sync_runs")

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+from tests.support import attempts
 from tests.support.contexts import NOON, HandedClock
 from tests.support.ledger import Ledger
 from tests.support.users import make_users
@@ -9,7 +10,6 @@ from worker_scheduler.config.options import DailyOptions
 from worker_scheduler.fanout import tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.report import Report
-from worker_scheduler.ledger import jobs
 from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.maintenance import reconciler
 
@@ -27,9 +27,9 @@ def finish_all(context: TickContext, ledger: Ledger, clock: HandedClock) -> None
     """Completes every job that can be claimed, and finishes the runs without an open job."""
     for job in ledger.jobs():
         with context.database.autocommit() as connection:
-            claimed = jobs.claim(connection, job["job_id"], clock(), clock() + LEASE)
+            claimed = attempts.claim(connection, job["job_id"], clock(), clock() + LEASE)
             if claimed is not None:
-                assert jobs.finish(connection, claimed, JobStatus.COMPLETED, None, clock())
+                assert attempts.finish(connection, claimed, JobStatus.COMPLETED, None, clock())
     reconciler.finished_runs(context)
 
 

@@ -6,10 +6,10 @@ from uuid import UUID
 
 import pytest
 
+from tests.support import attempts
 from tests.support.contexts import NOON
 from tests.support.ledger import Row
 from tests.support.own_worker import Deployment
-from worker_scheduler.ledger import jobs
 from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.maintenance import reconciler
 from worker_scheduler.worker import RetryLater
@@ -26,7 +26,7 @@ def interrupt(deployment: Deployment, job_id: UUID) -> Row:
 
 def claim(deployment: Deployment, job_id: UUID) -> ClaimedJob:
     with deployment.context.database.autocommit() as connection:
-        claimed = jobs.claim(connection, job_id, deployment.clock(), deployment.clock())
+        claimed = attempts.claim(connection, job_id, deployment.clock(), deployment.clock())
     assert claimed is not None
     return claimed
 

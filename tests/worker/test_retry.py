@@ -73,9 +73,9 @@ def test_lost_workers_and_retries_count_together(deployment: Deployment) -> None
     deployment.run(job_id, RetryLater(delay=0))
     for _ in range(2):
         with deployment.context.database.autocommit() as connection:
-            from worker_scheduler.ledger import jobs
+            from tests.support import attempts
 
             now = deployment.clock()
-            assert jobs.claim(connection, job_id, now, now)
+            assert attempts.claim(connection, job_id, now, now)
         reconciler.reconcile(deployment.context)
     assert deployment.ledger.job(job_id)["error_message"] == "gave up after 3 attempts: worker lost"

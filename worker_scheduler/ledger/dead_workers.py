@@ -13,6 +13,8 @@ from typing import NewType
 
 from sqlalchemy import Connection, text
 
+from worker_scheduler import reasons
+from worker_scheduler.ledger.events import JobEvent, noted
 from worker_scheduler.ledger.lease_sql import has_run_out, lasts_too_long
 
 Page = NewType("Page", str)
@@ -73,20 +75,28 @@ _HELD = """
 _STILL_EXPIRED = text(f"{_HELD} SELECT {_PACKED} FROM held")
 
 _RESCUE = text(
-    f"""
-    {_HELD}
-    UPDATE sync_jobs j SET status = 'PENDING', leased_until = NULL, not_before = :now
-    FROM held seen WHERE {_UNCHANGED} AND j.attempt < coalesce(j.attempts_allowed, :max_attempts)
-    """
+    noted(
+        f"""
+        {_HELD}
+        UPDATE sync_jobs j SET status = 'PENDING', leased_until = NULL, not_before = :now
+        FROM held seen WHERE {_UNCHANGED} AND j.attempt < coalesce(j.attempts_allowed, :max_attempts)
+        """,
+        JobEvent.RESCUED,
+        f"'{reasons.WORKER_LOST}', CAST(NULL AS bigint)",
+    )
 )
 
 _GIVE_UP = text(
-    f"""
-    {_HELD}
-    UPDATE sync_jobs j SET status = 'FAILED', leased_until = NULL, completed_at = :now,
-        error_message = 'gave up after ' || j.attempt || ' attempts: worker lost'
-    FROM held seen WHERE {_UNCHANGED} AND j.attempt >= coalesce(j.attempts_allowed, :max_attempts)
-    """
+    noted(
+        f"""
+        {_HELD}
+        UPDATE sync_jobs j SET status = 'FAILED', leased_until = NULL, completed_at = :now,
+            error_message = 'gave up after ' || j.attempt || ' attempts: worker lost',
+            reason_class = '{reasons.WORKER_LOST}'
+        FROM held seen WHERE {_UNCHANGED} AND j.attempt >= coalesce(j.attempts_allowed, :max_attempts)
+        """,
+        JobEvent.FAILED,
+    )
 )
 
 

@@ -1,4 +1,4 @@
-"""SQL of sync_jobs after planning: claims, finishes and counts jobs.
+"""SQL of sync_jobs after their claim: renews their leases, ends attempts, counts jobs.
 
 Each change of state names the state it starts from.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
+from typing import Literal
 from uuid import UUID
 
 from sqlalchemy import Connection, TextClause, text
@@ -22,56 +23,52 @@ from worker_scheduler.ledger.attempts import (
     parameters_of,
 )
 from worker_scheduler.ledger.by_id import within_runs
+from worker_scheduler.ledger.events import GIVEN_REASON, JobEvent, noted
 from worker_scheduler.ledger.formats import execute_with_text, raw, text_of
 from worker_scheduler.ledger.lease_sql import WAITED
 from worker_scheduler.ledger.months import month_of, run_ids_of
 from worker_scheduler.ledger.names import is_divided
 from worker_scheduler.ledger.tables import JobStatus
+from worker_scheduler.reasons import Reason
 
 LONGEST_ERROR = 500
 """Characters of an error message that a row holds."""
 
-# A PENDING job that has a lease: reconcile is publishing its message again, so the job is due, even if this
-# worker's clock is behind. If the claim were refused, the message would be gone.
-# A claim that took the row's lock first would take a tenth longer. So this one tells how long it has
-# waited, and if that is long, its lease is renewed.
-_CLAIM = by_job(
-    f"""
-    UPDATE sync_jobs SET status = 'RUNNING', attempt = attempt + 1, started_at = :now,
-        leased_until = :leased_until + {WAITED}, not_before = NULL
-    WHERE {{job}} AND status || '' = 'PENDING'
-        AND (not_before IS NULL OR not_before <= :now OR leased_until IS NOT NULL)
-    RETURNING {{columns}}, CAST(extract(epoch FROM {WAITED}) AS float8) AS waited
-    """
-)
-
 # One statement per final state: in an adopted table status may be an enum, which takes no text parameter.
-_FINISH = {
-    status: by_job(
-        f"""
-        UPDATE sync_jobs SET status = '{status}', error_message = :error_message,
-            completed_at = :now, leased_until = NULL
-        WHERE {{job}} AND status || '' = 'RUNNING' AND attempt = :attempt
-        """
-    )
-    for status in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.SKIPPED)
+_FINISH = """
+    UPDATE sync_jobs j SET status = '{status}', error_message = :error_message,
+        completed_at = :now, leased_until = NULL {more}
+    WHERE {{job}} AND status || '' = 'RUNNING' AND attempt = :attempt
+"""
+_REASON = ", reason_class = :reason_class, reason_fingerprint = :reason_fingerprint"
+_COMPLETE = by_job(_FINISH.format(status=JobStatus.COMPLETED, more=""))
+_END = {
+    status: by_job(noted(_FINISH.format(status=status, more=_REASON), event))
+    for status, event in ((JobStatus.FAILED, JobEvent.FAILED), (JobStatus.SKIPPED, JobEvent.SKIPPED))
 }
 
 _PUT_OFF = by_job(
-    """
-    UPDATE sync_jobs SET status = 'PENDING', error_message = :error_message, not_before = :not_before,
-        leased_until = NULL
-    WHERE {job} AND status || '' = 'RUNNING' AND attempt = :attempt
-    """
+    noted(
+        """
+        UPDATE sync_jobs j SET status = 'PENDING', error_message = :error_message,
+            not_before = :not_before, leased_until = NULL
+        WHERE {job} AND status || '' = 'RUNNING' AND attempt = :attempt
+        """,
+        JobEvent.PUT_OFF,
+        GIVEN_REASON,
+    )
 )
 
 # An interruption by the worker's stop. The job is due at once, so that it need not wait for its lease.
 _HAND_BACK = by_job(
-    """
-    UPDATE sync_jobs SET status = 'PENDING', error_message = NULL, not_before = :now, leased_until = NULL,
-        interruptions = interruptions + 1, attempts_allowed = :attempts_allowed
-    WHERE {job} AND status || '' = 'RUNNING' AND attempt = :attempt
-    """
+    noted(
+        """
+        UPDATE sync_jobs j SET status = 'PENDING', error_message = NULL, not_before = :now,
+            leased_until = NULL, interruptions = interruptions + 1, attempts_allowed = :attempts_allowed
+        WHERE {job} AND status || '' = 'RUNNING' AND attempt = :attempt
+        """,
+        JobEvent.HANDED_BACK,
+    )
 )
 
 # Without its lease: a pass that is publishing the job would otherwise note it as published.
@@ -126,36 +123,23 @@ _COUNT = text(
 )
 
 
-def claim(connection: Connection, job_id: UUID, now: datetime, leased_until: datetime) -> ClaimedJob | None:
-    """Moves a job PENDING → RUNNING; None if it is not PENDING, is not due yet, or does not exist."""
-    parameters = {"job_id": job_id, "now": now, "leased_until": leased_until}
-    month = month_of(job_id)
-    row = None
-    if month is not None and is_divided(connection):
-        row = connection.execute(_CLAIM.within_run, {**parameters, **_runs_of(month)}).one_or_none()
-    if row is None:
-        # In a divided table, mostly the job is not PENDING. Otherwise its run's id is random or NULL, as
-        # those of earlier code and of an older scheduler are.
-        row = connection.execute(_CLAIM.by_id_only, parameters).one_or_none()
-    if row is None:
-        return None
-    job = claimed_job(connection, row)
-    if row.waited:
-        extend_leases(connection, [job], leased_until + timedelta(seconds=row.waited))
-    return job
+def complete(connection: Connection, job: ClaimedJob, now: datetime) -> bool:
+    """Moves a job RUNNING → COMPLETED; False if this attempt is no longer the one that runs."""
+    parameters = {**parameters_of(job), "error_message": None, "now": now}
+    return connection.execute(_COMPLETE.for_attempt(connection, job), parameters).rowcount == 1
 
 
-def finish(
+def end(
     connection: Connection,
     job: ClaimedJob,
-    status: JobStatus,
+    status: Literal[JobStatus.FAILED, JobStatus.SKIPPED],
     error_message: str | None,
+    reason: Reason,
     now: datetime,
 ) -> bool:
-    """Moves a job RUNNING → `status`; False if this attempt is no longer the one that runs."""
-    statement = _FINISH[status].for_attempt(connection, job)
-    parameters = {**parameters_of(job), "error_message": error_message, "now": now}
-    return _store_error(connection, statement, parameters) == 1
+    """Moves a job RUNNING → FAILED or SKIPPED; False as for `complete`."""
+    parameters = {**parameters_of(job), **_given(reason), "error_message": error_message, "now": now}
+    return _store_error(connection, _END[status].for_attempt(connection, job), parameters) == 1
 
 
 def put_off(
@@ -163,10 +147,21 @@ def put_off(
     job: ClaimedJob,
     *,
     error_message: str | None,
+    reason: Reason | None,
     not_before: datetime,
+    now: datetime,
 ) -> bool:
-    """Moves a job RUNNING → PENDING, to be published again at `not_before`; False as for `finish`."""
-    parameters = {**parameters_of(job), "error_message": error_message, "not_before": not_before}
+    """Moves a job RUNNING → PENDING, to be published again at `not_before`; False as for `complete`.
+
+    reason: None if the handler gave none.
+    """
+    parameters = {
+        **parameters_of(job),
+        **_given(reason),
+        "error_message": error_message,
+        "not_before": not_before,
+        "now": now,
+    }
     return _store_error(connection, _PUT_OFF.for_attempt(connection, job), parameters) == 1
 
 
@@ -174,7 +169,7 @@ def hand_back(
     connection: Connection, job: ClaimedJob, *, attempts_allowed: int | None, now: datetime
 ) -> bool:
     """Moves a job RUNNING → PENDING, due now: its worker is being stopped. Counts the interruption and
-    sets how many attempts are allowed; False as for `finish`.
+    sets how many attempts are allowed; False as for `complete`.
     """
     parameters = {**parameters_of(job), "attempts_allowed": attempts_allowed, "now": now}
     return connection.execute(_HAND_BACK.for_attempt(connection, job), parameters).rowcount == 1
@@ -210,7 +205,7 @@ def extend_leases(
     statement = _EXTEND_LEASES.by_id_only
     if month is not None and is_divided(connection):
         statement = _EXTEND_LEASES.within_run
-        parameters |= _runs_of(month)
+        parameters |= runs_of(month)
     rows = connection.execute(statement, parameters)
     holds = {row.job_id: row.holds for row in rows}
     return Renewal(
@@ -233,6 +228,11 @@ def count_by_status(connection: Connection, partition_key: str) -> dict[str, int
     return counts
 
 
+def _given(reason: Reason | None) -> dict[str, object]:
+    name, number = (None, None) if reason is None else reason
+    return {"reason_class": name, "reason_fingerprint": number}
+
+
 def _store_error(connection: Connection, statement: TextClause, parameters: dict[str, object]) -> int:
     """Executes a statement that stores an error_message; returns how many rows it changed."""
     return execute_with_text(
@@ -244,6 +244,7 @@ def _month_of_run(job: ClaimedJob) -> date | None:
     return None if job.run_id is None else month_of(job.run_id)
 
 
-def _runs_of(month: date) -> dict[str, object]:
+def runs_of(month: date) -> dict[str, object]:
+    """The parameters of `within_runs` for the runs of a month."""
     first, following = run_ids_of(month)
     return {"first_run_id": first, "last_run_id": UUID(int=following.int - 1)}

@@ -7,13 +7,17 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from worker_scheduler.ledger.events import JobEvent, noted
 from worker_scheduler.ledger.tables import JobStatus
 
-_SKIP = """
-    UPDATE sync_jobs SET status = 'SKIPPED', error_message = 'revoked by Celery', completed_at = :now,
-        leased_until = NULL, not_before = NULL
+_SKIP = noted(
+    """
+    UPDATE sync_jobs j SET status = 'SKIPPED', error_message = 'revoked by Celery', completed_at = :now,
+        reason_class = 'revoked', leased_until = NULL, not_before = NULL
     WHERE job_id = :job_id AND status || '' IN ({states})
-"""
+    """,
+    JobEvent.REVOKED,
+)
 _SKIP_WAITING = text(_SKIP.format(states=f"'{JobStatus.PENDING}'"))
 # The process that runs the job is being killed, and hands it back if it can: both states mean the same.
 _SKIP_UNFINISHED = text(_SKIP.format(states=f"'{JobStatus.PENDING}', '{JobStatus.RUNNING}'"))

@@ -2,23 +2,23 @@
 
 A CHECK, a domain, a trigger or a unique index over states may refuse a job. Only Postgres can tell, so
 `migrate` asks it at once; otherwise the first run at night would find out. This module uses the present
-statements of `jobs.py`, since those are what the table must accept.
+statements of `claiming.py` and `jobs.py`, since those are what the table must accept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Literal, TypeVar
 from uuid import UUID, uuid4
 
 from psycopg.errors import ForeignKeyViolation
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from worker_scheduler import logs
+from worker_scheduler import logs, reasons
 from worker_scheduler.errors import ConfigurationError
-from worker_scheduler.ledger import jobs
+from worker_scheduler.ledger import claiming, jobs
 from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.database import is_outage, postgres_reason
 from worker_scheduler.ledger.months import new_run_id
@@ -29,6 +29,7 @@ log = logs.get_logger(__name__)
 
 REMEDY = "drop what refuses it, or rename the older table sync_jobs and let migrate create a new one"
 _LONGEST_ERROR = "x" * jobs.LONGEST_ERROR
+_REASON = reasons.ours(reasons.SKIPPED, _LONGEST_ERROR)
 _Moved = TypeVar("_Moved")
 
 _NOW = text("SELECT CURRENT_TIMESTAMP")
@@ -86,7 +87,8 @@ def _through_every_state(connection: Connection, user_id: UUID, github_login: st
 
     def claim(job_id: UUID) -> ClaimedJob:
         claimed = _try(
-            "PENDING → RUNNING", lambda: jobs.claim(connection, job_id, now, now + timedelta(minutes=1))
+            "PENDING → RUNNING",
+            lambda: claiming.claim(connection, job_id, now, now + timedelta(minutes=1)).job,
         )
         assert claimed is not None
         return claimed
@@ -94,7 +96,9 @@ def _through_every_state(connection: Connection, user_id: UUID, github_login: st
     def put_off(job: ClaimedJob) -> None:
         _try(
             "RUNNING → PENDING",
-            lambda: jobs.put_off(connection, job, error_message=_LONGEST_ERROR, not_before=now),
+            lambda: jobs.put_off(
+                connection, job, error_message=_LONGEST_ERROR, reason=_REASON, not_before=now, now=now
+            ),
         )
 
     def hand_back(job: ClaimedJob) -> None:
@@ -103,8 +107,14 @@ def _through_every_state(connection: Connection, user_id: UUID, github_login: st
             lambda: jobs.hand_back(connection, job, attempts_allowed=2, now=now),
         )
 
-    def finish(job: ClaimedJob, status: JobStatus, error_message: str | None) -> None:
-        _try(f"RUNNING → {status}", lambda: jobs.finish(connection, job, status, error_message, now))
+    def complete(job: ClaimedJob) -> None:
+        _try("RUNNING → COMPLETED", lambda: jobs.complete(connection, job, now))
+
+    def end(job: ClaimedJob, status: Literal[JobStatus.FAILED, JobStatus.SKIPPED]) -> None:
+        _try(
+            f"RUNNING → {status}",
+            lambda: jobs.end(connection, job, status, _LONGEST_ERROR, _REASON, now),
+        )
 
     # Keys that no older row has: planning leaves out users who have a job in the partition.
     daily = insert("scheduler.daily", "daily:9999-12-31", None)
@@ -114,9 +124,9 @@ def _through_every_state(connection: Connection, user_id: UUID, github_login: st
     )
     put_off(claim(daily))
     hand_back(claim(daily))
-    finish(claim(daily), JobStatus.COMPLETED, None)
-    finish(claim(first), JobStatus.FAILED, _LONGEST_ERROR)
-    finish(claim(second), JobStatus.SKIPPED, _LONGEST_ERROR)
+    complete(claim(daily))
+    end(claim(first), JobStatus.FAILED)
+    end(claim(second), JobStatus.SKIPPED)
     _try("the end of the transaction", lambda: connection.execute(_FIRE_DEFERRED))
 
 

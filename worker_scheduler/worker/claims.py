@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from uuid import UUID
 
 from worker_scheduler import logs
 from worker_scheduler.clock import Clock, refresh
+from worker_scheduler.errors import StoreUnavailable
 from worker_scheduler.leases import Lease, Renewal, SharedHeartbeat
-from worker_scheduler.ledger import any_job, jobs, probes, revoked_jobs
+from worker_scheduler.ledger import any_job, claiming, jobs, probes, revoked_jobs
+from worker_scheduler.ledger.any_job import AnyJob
 from worker_scheduler.ledger.attempts import ClaimedJob
+from worker_scheduler.ledger.claiming import Claim
 from worker_scheduler.ledger.database import Database
 from worker_scheduler.probe_ids import is_probe
 from worker_scheduler.worker.endings import Ending, Endings
@@ -26,6 +29,7 @@ from worker_scheduler.worker.pool_memory import PoolMemory
 from worker_scheduler.worker.renewal import renew_together
 from worker_scheduler.worker.retry_on import RetryOn, never
 from worker_scheduler.worker.returned import require_finished
+from worker_scheduler.worker.stopped_runs import StoppedRunsWatch
 from worker_scheduler.worker.termination import is_termination
 from worker_scheduler.worker.time_limit import (
     GRACE_SECONDS,
@@ -44,6 +48,9 @@ _STOP_SECONDS = 1.0
 """How long a process that is terminated waits to hear that its whole worker is being stopped. A platform
 signals all processes at once, and the main process may be the last to handle it.
 """
+
+_TRIES_TO_CLAIM = 3
+"""A claim is repeated if it came too late after the look at stopped runs."""
 
 _BESIDE_ITSELF = timedelta(minutes=1)
 """For how long a job is put off that comes to a process in which an earlier attempt still runs."""
@@ -79,6 +86,11 @@ class Worker:
         return SharedHeartbeat(self._renew, self.lease.heartbeat_seconds)
 
     @cached_property
+    def stopped_runs(self) -> StoppedRunsWatch:
+        """The paused and cancelled runs, whose jobs this worker does not start."""
+        return StoppedRunsWatch(self.database)
+
+    @cached_property
     def running(self) -> RunningAttempts:
         """The attempts that this process runs."""
         return RunningAttempts(self._end_overdue)
@@ -92,7 +104,7 @@ class Worker:
             return
         with self._renewing(job, self.timeout_seconds) as attempt:
             try:
-                yield _sync_job(job)
+                yield self._sync_job(job)
             except (SkipJob, RetryLater) as ending:
                 self._record(attempt, ending)
             except BaseException as error:  # sys.exit() and asyncio's cancellations end the body, too
@@ -114,7 +126,7 @@ class Worker:
             return None
         interruption, limit_in_ledger = self._limits()
         with self._renewing(job, limit_in_ledger) as attempt, self._noting(job):
-            raised, timed_out = call(lambda: require_finished(handler(_sync_job(job))), interruption)
+            raised, timed_out = call(lambda: require_finished(handler(self._sync_job(job))), interruption)
             self._note(job, limit_seconds=None)  # nothing may interrupt what follows
             ending = self._record(attempt, raised, timed_out)
         if raised is not None and is_termination(raised):
@@ -152,31 +164,34 @@ class Worker:
             # Its lease ran out, or its time. Two attempts must not run beside each other here.
             if retry_while_unavailable(lambda: self._try_to_postpone(job_id)):
                 log.warning("job put off, an earlier attempt still runs here", **self._told(job_id))
-                return None
-            job = None
-        else:
-            job = retry_while_unavailable(lambda: self._try_to_claim(job_id))
-        if job is None:
-            log.info("message ignored, its job is not waiting", **self._told(job_id))
-        return job
+            else:
+                log.info("message ignored, its job is not waiting", **self._told(job_id))
+            return None
+        claim = retry_while_unavailable(lambda: self._try_to_claim(job_id))
+        if claim.job is None:
+            log.info("message ignored, its job may not start", **_told(job_id, claim.unclaimed))
+        return claim.job
 
     def _told(self, job_id: UUID) -> dict[str, str]:
         """What a log line says of a job that this process does not hold."""
 
         def look() -> dict[str, str]:
             with self.database.autocommit() as connection:
-                found = any_job.get(connection, job_id)
-            if found is None:
-                return {"job_id": str(job_id), "status": "unknown"}
-            return {**naming(found), "status": found.status}
+                return _told(job_id, any_job.get(connection, job_id))
 
         return retry_while_unavailable(look)
 
-    def _try_to_claim(self, job_id: UUID) -> ClaimedJob | None:
-        refresh(self.clock)  # after a long rest there was no heartbeat
-        now = self.clock()
-        with self.database.autocommit() as connection:
-            return jobs.claim(connection, job_id, now, self.lease.until(now))
+    def _try_to_claim(self, job_id: UUID) -> Claim:
+        for _ in range(_TRIES_TO_CLAIM):
+            refresh(self.clock)  # after a long rest there was no heartbeat
+            stopped = self.stopped_runs.known()
+            now = self.clock()
+            with self.database.autocommit() as connection:
+                claim = claiming.claim(connection, job_id, now, self.lease.until(now), stopped)
+            if not claim.is_stale:
+                return claim
+            self.stopped_runs.forget()
+        raise StoreUnavailable("Postgres is too slow to claim a job: it answers after seconds")
 
     def _try_to_postpone(self, job_id: UUID) -> bool:
         with self.database.autocommit() as connection:
@@ -246,6 +261,18 @@ class Worker:
         log.warning("timed-out job still holds a thread, its code goes on", **naming(job))
         return ending
 
+    def _sync_job(self, claimed: ClaimedJob) -> SyncJob:
+        return SyncJob(
+            job_id=claimed.job_id,
+            user_id=claimed.user_id,
+            github_login=claimed.github_login,
+            partition_key=claimed.partition_key,
+            triggered_by=claimed.triggered_by,
+            backfill_days=claimed.backfill_days,
+            attempt=claimed.attempt,
+            _is_cancelled=partial(self.stopped_runs.is_cancelled, claimed.run_id),
+        )
+
     @contextmanager
     def _renewing(self, job: ClaimedJob, limit_seconds: float | None) -> Iterator[RunningAttempt]:
         """Keeps the lease until the end is recorded: that may take as long as a lock or an outage."""
@@ -261,13 +288,7 @@ class Worker:
         return renew_together(database, self.clock, self.lease, held)
 
 
-def _sync_job(claimed: ClaimedJob) -> SyncJob:
-    return SyncJob(
-        job_id=claimed.job_id,
-        user_id=claimed.user_id,
-        github_login=claimed.github_login,
-        partition_key=claimed.partition_key,
-        triggered_by=claimed.triggered_by,
-        backfill_days=claimed.backfill_days,
-        attempt=claimed.attempt,
-    )
+def _told(job_id: UUID, found: AnyJob | None) -> dict[str, str]:
+    if found is None:
+        return {"job_id": str(job_id), "status": "unknown"}
+    return {**naming(found), "status": found.status}

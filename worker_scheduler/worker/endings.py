@@ -6,14 +6,15 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from worker_scheduler import logs
+from worker_scheduler import logs, reasons
 from worker_scheduler.clock import Clock
 from worker_scheduler.ledger import jobs
 from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.database import Database
 from worker_scheduler.ledger.tables import JobStatus
+from worker_scheduler.reasons import Reason
 from worker_scheduler.redaction import error_text, mask_passwords
 from worker_scheduler.worker.naming import naming
 from worker_scheduler.worker.patience import retry_while_unavailable
@@ -58,29 +59,31 @@ class Endings:
     def record(self, job: ClaimedJob, raised: BaseException | None) -> Ending | None:
         """Moves the job to the state that follows from what its handler raised; None: it returned."""
         if raised is None:
-            return self._finish(job, JobStatus.COMPLETED, None)
+            return self._complete(job)
         if isinstance(raised, SkipJob):
-            return self._finish(job, JobStatus.SKIPPED, _storable(error_text(raised)))
+            text = _storable(error_text(raised))
+            return self._finish(job, JobStatus.SKIPPED, text, _ours(reasons.SKIPPED, text, job))
         if isinstance(raised, RetryLater):
             delay = None if raised.delay is None else max(raised.delay, timedelta(0))
-            reason = _storable(error_text(raised))
-            return self._try_again(job, reason, delay, last_words=reason or "RetryLater")
+            text = _storable(error_text(raised))
+            return self._try_again(job, text, reasons.of_error(raised, text, job.github_login), delay)
         if is_termination(raised):
             return self.hand_back(job)
         return self._fail(job, raised)
 
     def time_out(self, job: ClaimedJob, seconds: float) -> Ending | None:
         """Ends an attempt that took longer than it may: `seconds`."""
-        reason = f"timed out after {seconds:g} s"
+        text = f"timed out after {seconds:g} s"
+        reason = _ours(reasons.TIMED_OUT, text, job)
         log.warning("job timed out", **naming(job), seconds=seconds)
         if self.retry_on(JobTimeout()):
-            return self._try_again(job, reason, None, last_words=reason)
-        return self._finish(job, JobStatus.FAILED, reason)
+            return self._try_again(job, text, reason, None)
+        return self._finish(job, JobStatus.FAILED, text, reason)
 
     def lose(self, job: ClaimedJob, reason: str) -> Ending | None:
         """Ends an attempt whose process is gone; another one follows at once if attempts are left."""
         log.warning("attempt lost", **naming(job), reason=reason)
-        return self._try_again(job, reason, timedelta(0), last_words=reason)
+        return self._try_again(job, reason, _ours(reasons.PROCESS_LOST, reason, job), timedelta(0))
 
     def hand_back(self, job: ClaimedJob) -> Ending | None:
         """Makes the job due at once, since its worker is being stopped: no attempt of its budget is spent,
@@ -91,7 +94,7 @@ class Endings:
         counts = interruptions % _INTERRUPTIONS_PER_ATTEMPT == 0
         if counts and job.attempt >= allowed:
             often = f"interrupted {interruptions} times by stops of its worker"
-            return self._give_up(job, often)
+            return self._give_up(job, often, _ours(reasons.INTERRUPTED, often, job))
         log.info("job handed back, its worker is being stopped", **naming(job))
         attempts_allowed = job.attempts_allowed if counts else allowed + 1
 
@@ -107,41 +110,67 @@ class Endings:
 
     def _fail(self, job: ClaimedJob, error: BaseException) -> Ending | None:
         message = _storable(f"{type(error).__name__}: {error_text(error)}")
+        reason = reasons.of_error(error, message, job.github_login)
         log.warning("job failed", **naming(job), error=message, exc_info=error)
         if self.retry_on(error):
-            return self._try_again(job, message, None, last_words=message)
-        return self._finish(job, JobStatus.FAILED, message)
+            return self._try_again(job, message, reason, None)
+        return self._finish(job, JobStatus.FAILED, message, reason)
 
     def _try_again(
-        self, job: ClaimedJob, reason: str, delay: timedelta | None, *, last_words: str
+        self, job: ClaimedJob, text: str, reason: Reason, delay: timedelta | None
     ) -> Ending | None:
         """Puts the job off if attempts are left. delay: None means longer with each attempt."""
         if job.attempt >= self._allowed(job):
-            return self._give_up(job, last_words)
-        not_before = self.clock() + (_backoff(job.attempt) if delay is None else delay)
+            return self._give_up(job, text or "RetryLater", reason)
+        wait = _backoff(job.attempt) if delay is None else delay
 
         def put_off() -> bool:
+            now = self.clock()
             with self.database.autocommit() as connection:
-                return jobs.put_off(connection, job, error_message=reason or None, not_before=not_before)
+                return jobs.put_off(
+                    connection,
+                    job,
+                    error_message=text or None,
+                    reason=reason,
+                    not_before=now + wait,
+                    now=now,
+                )
 
-        return Ending(JobStatus.PENDING, reason or None) if self._end(job, put_off) else None
+        return Ending(JobStatus.PENDING, text or None) if self._end(job, put_off) else None
 
-    def _give_up(self, job: ClaimedJob, why: str) -> Ending | None:
+    def _give_up(self, job: ClaimedJob, why: str, reason: Reason) -> Ending | None:
         attempts = f"{job.attempt} attempt" + ("s" if job.attempt > 1 else "")
-        return self._finish(job, JobStatus.FAILED, _storable(f"gave up after {attempts}: {why}"))
+        return self._finish(job, JobStatus.FAILED, _storable(f"gave up after {attempts}: {why}"), reason)
 
-    def _finish(self, job: ClaimedJob, status: JobStatus, message: str | None) -> Ending | None:
-        def finish() -> bool:
+    def _complete(self, job: ClaimedJob) -> Ending | None:
+        def complete() -> bool:
             with self.database.autocommit() as connection:
-                return jobs.finish(connection, job, status, message, self.clock())
+                return jobs.complete(connection, job, self.clock())
 
-        return Ending(status, message) if self._end(job, finish) else None
+        return Ending(JobStatus.COMPLETED, None) if self._end(job, complete) else None
+
+    def _finish(
+        self,
+        job: ClaimedJob,
+        status: Literal[JobStatus.FAILED, JobStatus.SKIPPED],
+        text: str,
+        reason: Reason,
+    ) -> Ending | None:
+        def end() -> bool:
+            with self.database.autocommit() as connection:
+                return jobs.end(connection, job, status, text, reason, self.clock())
+
+        return Ending(status, text) if self._end(job, end) else None
 
     def _end(self, job: ClaimedJob, step: Callable[[], bool]) -> bool:
         ended = retry_while_unavailable(step)
         if not ended:
             log.warning("job unchanged, this attempt no longer holds it", **naming(job))
         return ended
+
+
+def _ours(name: str, text: str, job: ClaimedJob) -> Reason:
+    return reasons.ours(name, text, job.github_login)
 
 
 def _storable(text: str) -> str:

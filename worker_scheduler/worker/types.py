@@ -6,7 +6,8 @@ Plain Python: an application imports this from its own code, so it must not load
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
@@ -26,6 +27,14 @@ class SyncJob:
     """How many days to look back; None for the daily run."""
     attempt: int
     """1 for the first attempt. Attempts whose worker died count too."""
+    _is_cancelled: Callable[[], bool] = field(default=lambda: False, repr=False, compare=False)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job's run was cancelled since the job began. A handler may then stop early, by
+        SkipJob for example. It asks Postgres once a second at most, and never raises.
+        """
+        return self._is_cancelled()
 
 
 class SkipJob(Exception):
