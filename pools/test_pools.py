@@ -216,6 +216,44 @@ def test_a_worker_that_is_told_to_stop_lets_its_job_end(site: Site, start: Start
     assert (site.folder / "ended").exists()
 
 
+def test_a_deployment_lets_a_short_job_end(site: Site, start: Start) -> None:
+    with start("waits", REMAP_SIGTERM="SIGQUIT") as worker:
+        wait_for_handler(site)
+        worker.send(signal.SIGTERM)
+        site.go()
+        worker.wait(SECONDS)
+        job = job_of(site, FIRST_USER)
+        assert (job["status"], job["attempt"], job["interruptions"]) == ("COMPLETED", 1, 0)
+
+
+def test_a_deployment_hands_a_long_job_back(site: Site, start: Start) -> None:
+    with start("waits", "worker.soft_shutdown_timeout=1", REMAP_SIGTERM="SIGQUIT") as worker:
+        wait_for_handler(site)
+        worker.send(signal.SIGTERM)
+        worker.wait(SECONDS)
+        require_handed_back(site, worker)
+
+
+@pytest.mark.parametrize("pool", ["threads", "gevent", "solo"], indirect=True)
+def test_a_second_signal_hands_a_long_job_back_at_once(site: Site, start: Start) -> None:
+    """Celery's prefork pool waits for the whole time all the same."""
+    with start("waits", "worker.soft_shutdown_timeout=600", REMAP_SIGTERM="SIGQUIT") as worker:
+        wait_for_handler(site)
+        worker.send(signal.SIGTERM)
+        worker.wait_for_log("worker is being stopped", SECONDS)
+        worker.send(signal.SIGTERM)
+        worker.wait(SECONDS)
+        require_handed_back(site, worker)
+
+
+def require_handed_back(site: Site, worker: Process) -> None:
+    job = job_of(site, FIRST_USER)
+    assert (job["status"], job["attempt"], job["interruptions"]) == ("PENDING", 1, 1)
+    assert (job["error_message"], job["leased_until"]) == (None, None)
+    assert "Traceback" not in worker.log()
+    assert not (site.folder / "ended").exists()
+
+
 def test_a_second_message_of_a_job_does_nothing(site: Site, start: Start) -> None:
     from worker_scheduler import app
 

@@ -27,6 +27,7 @@ from worker_scheduler.leases import heartbeat
 from worker_scheduler.probe_ids import is_probe
 from worker_scheduler.publisher import SYNC_USER
 from worker_scheduler.worker import job_requests, pool_memory, stop_signals
+from worker_scheduler.worker.deadline_stop import DeadlineStop
 from worker_scheduler.worker.handler_check import check_handler, warn_if_imported
 from worker_scheduler.worker.pool_memory import Held, PoolMemory
 from worker_scheduler.worker.pool_watch import LOOK_SECONDS, PoolWatch
@@ -47,6 +48,7 @@ def connect() -> None:
     celeryd_after_setup.connect(_share_memory)
     worker_process_init.connect(_enter_memory)
     worker_ready.connect(_watch_pool)
+    worker_ready.connect(_stop_by_deadline)
     worker_shutdown.connect(_stop_watching)
     task_revoked.connect(_end_revoked_job)
     job_requests.listen(_Listener())
@@ -96,6 +98,18 @@ def _watch_pool(**_: Any) -> None:
     _watching.enter_context(heartbeat(keeper.renew, keeper.lease.heartbeat_seconds, "active jobs"))
     watch = PoolWatch(memory, held, lambda late: wiring.lost_processes(memory).time_out(late))
     _watching.enter_context(heartbeat(watch.look, LOOK_SECONDS, "overdue processes"))
+
+
+def _stop_by_deadline(sender: Any, **_: Any) -> None:
+    """Where no process of a pool can be ended: see `deadline_stop.py`."""
+    controller = sender.controller
+    if not _is_prefork(controller):
+        seconds = controller.app.conf.worker_soft_shutdown_timeout
+        DeadlineStop(str(sender.hostname), seconds, _hand_back_all).watch()
+
+
+def _hand_back_all() -> None:
+    wiring.process_worker().hand_back_all()
 
 
 def _held(memory: PoolMemory) -> Iterator[Held]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from types import FrameType
 
+import psycopg
 import pytest
 
 from tests.support.contexts import NOON
@@ -229,6 +230,23 @@ def test_a_job_in_a_thread_ends_in_the_ledger_while_its_code_goes_on(
     for named in (str(job_id), str(row["user_id"]), row["github_login"], row["partition_key"]):
         assert named in line
     assert "lease lost" not in caplog.text
+
+
+def test_a_locked_row_holds_up_no_other_limit(threaded: Deployment) -> None:
+    first, second = threaded.jobs(2)
+    go = threading.Event()
+    with ThreadPoolExecutor(2) as threads, psycopg.connect(threaded.ledger.url) as other:
+        try:
+            threads.submit(threaded.worker.run, first, lambda _: go.wait(60))
+            wait_until(lambda: threaded.ledger.job(first)["attempt"] == 1, 30, "a running job")
+            other.execute("SELECT FROM sync_jobs WHERE job_id = %s FOR UPDATE", [first])
+            threads.submit(threaded.worker.run, second, lambda _: go.wait(60))
+            wait_until(lambda: threaded.ledger.job(second)["status"] == "FAILED", 20, "the other job's end")
+            assert threaded.ledger.job(first)["status"] == "RUNNING"
+            other.rollback()
+            wait_until(lambda: threaded.ledger.job(first)["status"] == "FAILED", 20, "its end")
+        finally:
+            go.set()
 
 
 def test_the_body_of_a_claim_has_a_limit_too(threaded: Deployment) -> None:

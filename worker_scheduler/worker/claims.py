@@ -7,20 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property, partial
 from uuid import UUID
 
 from worker_scheduler import logs
 from worker_scheduler.clock import Clock, refresh
-from worker_scheduler.errors import StoreUnavailable
+from worker_scheduler.errors import SchedulerError
 from worker_scheduler.leases import Lease, Renewal, SharedHeartbeat
-from worker_scheduler.ledger import any_job, claiming, jobs, probes, revoked_jobs
-from worker_scheduler.ledger.any_job import AnyJob
+from worker_scheduler.ledger import revoked_jobs
 from worker_scheduler.ledger.attempts import ClaimedJob
-from worker_scheduler.ledger.claiming import Claim
 from worker_scheduler.ledger.database import Database
-from worker_scheduler.probe_ids import is_probe
+from worker_scheduler.worker.claimer import Claimer
 from worker_scheduler.worker.endings import Ending, Endings
 from worker_scheduler.worker.naming import name_of, naming
 from worker_scheduler.worker.overdue import RunningAttempt, RunningAttempts
@@ -48,12 +45,6 @@ _STOP_SECONDS = 1.0
 """How long a process that is terminated waits to hear that its whole worker is being stopped. A platform
 signals all processes at once, and the main process may be the last to handle it.
 """
-
-_TRIES_TO_CLAIM = 3
-"""A claim is repeated if it came too late after the look at stopped runs."""
-
-_BESIDE_ITSELF = timedelta(minutes=1)
-"""For how long a job is put off that comes to a process in which an earlier attempt still runs."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +82,11 @@ class Worker:
         return StoppedRunsWatch(self.database)
 
     @cached_property
+    def claimer(self) -> Claimer:
+        """Claims the jobs of messages."""
+        return Claimer(self.database, self.clock, self.lease, self.stopped_runs, self.running)
+
+    @cached_property
     def running(self) -> RunningAttempts:
         """The attempts that this process runs."""
         return RunningAttempts(self._end_overdue)
@@ -98,7 +94,7 @@ class Worker:
     @contextmanager
     def claim(self, job_id: UUID) -> Iterator[SyncJob | None]:
         """Does what `worker_scheduler.claim` says, with this worker's database and clock."""
-        job = self._claim_or_log(job_id)
+        job = self.claimer.claim(job_id)
         if job is None:
             yield None
             return
@@ -121,7 +117,7 @@ class Worker:
         Raises StoreUnavailable if Postgres stays unavailable for longer than a worker waits for it, and
         SystemExit if the pool stops this process.
         """
-        job = self._claim_or_log(job_id)
+        job = self.claimer.claim(job_id)
         if job is None:
             return None
         interruption, limit_in_ledger = self._limits()
@@ -135,12 +131,15 @@ class Worker:
 
     def answer_probe(self, probe_id: UUID) -> None:
         """Notes that a probe has come through its queue. Raises StoreUnavailable as `run` does."""
+        self.claimer.answer_probe(probe_id)
 
-        def note() -> None:
-            with self.database.autocommit() as connection:
-                probes.note_arrival(connection, probe_id, self.clock())
-
-        retry_while_unavailable(note)
+    def hand_back_all(self) -> None:
+        """Makes the jobs that still run here due elsewhere, since this process is about to end."""
+        for job in self.running.take_all():
+            try:
+                self.endings.hand_back(job)
+            except SchedulerError as error:  # its lease runs out
+                log.error("job not handed back", **naming(job), reason=str(error))
 
     def skip_revoked(self, job_id: UUID, killed: bool) -> None:
         """Records that a job was revoked, unless it has ended. killed: also if it runs.
@@ -154,48 +153,7 @@ class Worker:
                 return skip(connection, job_id, self.clock())
 
         if retry_while_unavailable(step):
-            log.info("job skipped, it was revoked", **self._told(job_id))
-
-    def _claim_or_log(self, job_id: UUID) -> ClaimedJob | None:
-        if is_probe(job_id):
-            self.answer_probe(job_id)
-            return None
-        if job_id in self.running:
-            # Its lease ran out, or its time. Two attempts must not run beside each other here.
-            if retry_while_unavailable(lambda: self._try_to_postpone(job_id)):
-                log.warning("job put off, an earlier attempt still runs here", **self._told(job_id))
-            else:
-                log.info("message ignored, its job is not waiting", **self._told(job_id))
-            return None
-        claim = retry_while_unavailable(lambda: self._try_to_claim(job_id))
-        if claim.job is None:
-            log.info("message ignored, its job may not start", **_told(job_id, claim.unclaimed))
-        return claim.job
-
-    def _told(self, job_id: UUID) -> dict[str, str]:
-        """What a log line says of a job that this process does not hold."""
-
-        def look() -> dict[str, str]:
-            with self.database.autocommit() as connection:
-                return _told(job_id, any_job.get(connection, job_id))
-
-        return retry_while_unavailable(look)
-
-    def _try_to_claim(self, job_id: UUID) -> Claim:
-        for _ in range(_TRIES_TO_CLAIM):
-            refresh(self.clock)  # after a long rest there was no heartbeat
-            stopped = self.stopped_runs.known()
-            now = self.clock()
-            with self.database.autocommit() as connection:
-                claim = claiming.claim(connection, job_id, now, self.lease.until(now), stopped)
-            if not claim.is_stale:
-                return claim
-            self.stopped_runs.forget()
-        raise StoreUnavailable("Postgres is too slow to claim a job: it answers after seconds")
-
-    def _try_to_postpone(self, job_id: UUID) -> bool:
-        with self.database.autocommit() as connection:
-            return jobs.postpone(connection, job_id, self.clock() + _BESIDE_ITSELF)
+            log.info("job skipped, it was revoked", **self.claimer.told(job_id))
 
     def _limits(self) -> tuple[Interruption, float | None]:
         """What interrupts a handler in this thread, and when the limit ends its job in the ledger."""
@@ -286,9 +244,3 @@ class Worker:
         refresh(self.clock)
         database = self.heartbeat_database or self.database
         return renew_together(database, self.clock, self.lease, held)
-
-
-def _told(job_id: UUID, found: AnyJob | None) -> dict[str, str]:
-    if found is None:
-        return {"job_id": str(job_id), "status": "unknown"}
-    return {**naming(found), "status": found.status}

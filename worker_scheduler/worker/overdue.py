@@ -73,6 +73,10 @@ class RunningAttempts:
         """Whether code of the job runs in this process, also if its attempt has been ended."""
         return job_id in self._running
 
+    def take_all(self) -> list[ClaimedJob]:
+        """The jobs of all attempts whose end nobody has recorded; the caller does so now."""
+        return [attempt.job for attempt in tuple(self._running.values()) if attempt.take()]
+
     @contextmanager
     def keep(self, job: ClaimedJob, limit_seconds: float | None) -> Iterator[RunningAttempt]:
         """An attempt that runs while the block does. limit_seconds: when the thread ends it, to about half
@@ -101,4 +105,5 @@ class RunningAttempts:
             for attempt in tuple(self._running.values()):
                 late = attempt.deadline is not None and time.monotonic() >= attempt.deadline
                 if late and attempt.take():
-                    attempt.end(self._end)
+                    # In a thread of its own: it may wait for a lock, and no other limit waits for it.
+                    threading.Thread(target=attempt.end, args=(self._end,), daemon=True).start()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from worker_scheduler import logs
 from worker_scheduler.errors import SchedulerError
@@ -34,15 +35,25 @@ class PoolWatch:
     memory: PoolMemory
     held: Callable[[], Iterable[Held]]
     time_out: Callable[[Held], object]
+    _under_way: set[Held] = field(default_factory=set)
 
     def look(self) -> bool:
         """Replaces each process that is 30 s late. Always True, so that it is called again."""
         for held in self.held():
-            if held.deadline and time.monotonic() >= held.deadline + GRACE_SECONDS:
-                self._replace(held)
+            late = held.deadline and time.monotonic() >= held.deadline + GRACE_SECONDS
+            if late and held not in self._under_way:
+                self._under_way.add(held)
+                # In a thread of its own: it may wait for a lock, and no other process waits for it.
+                threading.Thread(target=self._replace, args=(held,), daemon=True).start()
         return True
 
     def _replace(self, held: Held) -> None:
+        try:
+            self._end_and_kill(held)
+        finally:
+            self._under_way.discard(held)
+
+    def _end_and_kill(self, held: Held) -> None:
         try:
             self.time_out(held)
         except SchedulerError as error:
