@@ -23,6 +23,10 @@ RETRY_ON = "ConnectionError"
 GIL_SECONDS = 2.5 * LIMIT_SECONDS
 _FOR_EVER = 10**6
 _TIMED_OUT = f"timed out after {LIMIT_SECONDS} s"
+_UNNOTICED = "worker lost"
+"""A process that ends just after it took its message: Celery gives the message to another one, and does not
+tell of the loss. Then the lease has to run out.
+"""
 _GAVE_UP = f"gave up after {MAX_ATTEMPTS} attempts: "
 
 
@@ -112,10 +116,12 @@ BAD_HANDLERS = {
     "coroutine": BadHandler(_return_a_coroutine, "UnfinishedWork: the handler returned a coroutine.*"),
     "exits": BadHandler(_exit, "SystemExit: that was it"),
     "ends-process": BadHandler(
-        _end_the_process, _GAVE_UP + "its process was lost, exitcode 3", MAX_ATTEMPTS
+        _end_the_process, f"{_GAVE_UP}(its process was lost, exitcode 3|{_UNNOTICED})", MAX_ATTEMPTS
     ),
     "kills-process": BadHandler(
-        _kill_the_process, _GAVE_UP + r"its process was lost, signal 9 \(SIGKILL\)", MAX_ATTEMPTS
+        _kill_the_process,
+        rf"{_GAVE_UP}(its process was lost, signal 9 \(SIGKILL\)|{_UNNOTICED})",
+        MAX_ATTEMPTS,
     ),
     "says-much": BadHandler(_say_much, "RuntimeError: x{400,486}"),  # at most 500 characters
     "raises-timeout": BadHandler(_raise_job_timeout, "JobTimeout: says the handler"),
