@@ -34,7 +34,17 @@ from tests.support.ledger import Ledger
 from tests.support.model_broker import ModelBroker
 from tests.support.users import make_users
 from worker_scheduler.fanout.context import TickContext
-from worker_scheduler.ledger import batches, dead_workers, jobs, plan, probes, rescue, runs, waiting_jobs
+from worker_scheduler.ledger import (
+    batches,
+    dead_workers,
+    jobs,
+    plan,
+    probes,
+    rescue,
+    run_ends,
+    runs,
+    waiting_jobs,
+)
 from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.batches import ClaimedBatch
 from worker_scheduler.ledger.dead_workers import Page
@@ -274,7 +284,7 @@ class LedgerMachine(RuleBasedStateMachine):
         key, run = self.pick_run(pick)
         states = [job.status for job in self.jobs.values() if job.run_id == run.run_id]
         finished = run.state == "ENQUEUED" and set(states) <= FINAL
-        assert runs.finish(self.connection, run.run_id, self.now) == finished
+        assert run_ends.finish(self.connection, run.run_id, self.now) == finished
         if finished:
             counts = tuple(states.count(end) for end in ("COMPLETED", "FAILED", "SKIPPED"))
             self.runs[key] = replace(run, state="FINISHED", counts=counts)

@@ -25,7 +25,6 @@ from worker_scheduler.ledger import (
     dead_workers,
     jobs,
     rescue,
-    runs,
     suspects,
     waiting_jobs,
 )
@@ -208,7 +207,7 @@ STEPS: dict[str, Step] = {
         jobs=WAITING.jobs // JOBS_PER_BATCH,
     ),
     "has open jobs": Step(
-        lambda connection, _: runs.finish(connection, WAITING.run_id, NOW), run=WAITING, jobs=1
+        lambda connection, _: run_ends.finish(connection, WAITING.run_id, NOW), run=WAITING, jobs=1
     ),
     "claim": Step(
         lambda connection, _: attempts.claim(connection, WAITING.job_id(WAITING.jobs), NOW, UNTIL),

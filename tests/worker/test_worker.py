@@ -24,7 +24,7 @@ from tests.support.waiting import wait_until
 from worker_scheduler.errors import ConfigurationError, StoreUnavailable
 from worker_scheduler.wiring import process_worker
 from worker_scheduler.worker import SkipJob, SyncJob, claim, patience
-from worker_scheduler.worker.claims import Worker
+from worker_scheduler.worker.claimer import Claimer
 from worker_scheduler.worker.endings import Endings
 from worker_scheduler.worker.handler_check import check_handler
 
@@ -195,7 +195,7 @@ def test_a_stopped_pool_process_hands_the_job_back_and_exits(
     assert row["not_before"] <= datetime.now(UTC)
 
 
-@pytest.mark.parametrize(("part", "outage_at"), [(Worker, "_try_to_claim"), (Endings, "_finish")])
+@pytest.mark.parametrize(("part", "outage_at"), [(Claimer, "_try_to_claim"), (Endings, "_finish")])
 def test_an_outage_of_our_own_store_reaches_the_caller(
     part: type, outage_at: str, run: Run, job_id: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:

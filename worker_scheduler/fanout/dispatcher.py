@@ -76,7 +76,7 @@ class Dispatcher:
                 log.info("queue is full", queue=run.queue, partition_key=run.partition_key)
                 if not self.waits_for_space:
                     return (
-                        DispatchResult.QUEUE_FULL if self.has_unsent(run) else DispatchResult.NOTHING_FREE
+                        DispatchResult.QUEUE_FULL if self.has_to_send(run) else DispatchResult.NOTHING_FREE
                     )
                 if not self._wait_for_space(run):
                     break
@@ -106,10 +106,12 @@ class Dispatcher:
         with self.database.autocommit() as connection:
             return runs.mark_enqueued(connection, run.run_id, self.clock())
 
-    def has_unsent(self, run: Run) -> bool:
-        """Whether a batch of the run is not enqueued; another dispatcher may hold it."""
+    def has_to_send(self, run: Run) -> bool:
+        """Whether a batch of the run is to be enqueued; another dispatcher may hold it. Of a run that is
+        paused or cancelled, none is.
+        """
         with self.database.autocommit() as connection:
-            return batches.has_unsent(connection, run.run_id)
+            return batches.has_to_send(connection, run.run_id)
 
     def _pause_between_batches(self, run: Run) -> bool:
         """Pauses if a batch was sent before; False, without a pause, if no batch is unsent.
@@ -117,14 +119,14 @@ class Dispatcher:
         A batch that is planned just after that look is left to the next call, which pauses before it.
         """
         if self._has_sent and self.sleep_seconds:
-            if not self.has_unsent(run):
+            if not self.has_to_send(run):
                 return False
             self.pause(self.sleep_seconds)  # before the claim, since the claim's lease is short
         return True
 
     def _wait_for_space(self, run: Run) -> bool:
         """Waits until the queue has space; False if no batch is unsent any more."""
-        while self.has_unsent(run):
+        while self.has_to_send(run):
             self.pause(_FULL_QUEUE_POLL_SECONDS)
             if self.queue_bound.has_space(run.queue):
                 return True

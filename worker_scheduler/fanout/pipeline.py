@@ -175,7 +175,7 @@ def _plan(
 
 def _await_other_dispatchers(context: TickContext, dispatcher: Dispatcher, run: Run) -> None:
     """Waits until the batches that other dispatchers hold are sent, or are free again and sent here."""
-    while context.dispatcher_requests.waits and dispatcher.has_unsent(run):
+    while context.dispatcher_requests.waits and dispatcher.has_to_send(run):
         context.pause(_UNSENT_POLL_SECONDS)
         dispatcher.dispatch(run)
 

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from worker_scheduler.job_ids import JobIds
 from worker_scheduler.ledger.by_id import by_id, in_index_order, runs
 from worker_scheduler.ledger.lease_sql import WAITED, is_over
+from worker_scheduler.ledger.stopped_runs import IS_STOPPED
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ _CLAIM = by_id(
     WITH free AS (
         SELECT run_id, number FROM sync_batches
         WHERE run_id = :run_id AND enqueued_at IS NULL
+            AND NOT {IS_STOPPED.format(run_id="CAST(:run_id AS uuid)")}
             AND (claimed_until IS NULL OR {is_over("claimed_until")})
         ORDER BY number LIMIT :limit FOR UPDATE SKIP LOCKED
     ), claimed AS (
@@ -109,8 +111,11 @@ _BROKER_EPOCHS = text(
     """
 )
 
-_HAS_UNSENT = text(
-    "SELECT EXISTS (SELECT FROM sync_batches WHERE run_id = :run_id AND enqueued_at IS NULL)"
+_HAS_TO_SEND = text(
+    f"""
+    SELECT EXISTS (SELECT FROM sync_batches WHERE run_id = :run_id AND enqueued_at IS NULL)
+        AND NOT {IS_STOPPED.format(run_id="CAST(:run_id AS uuid)")}
+    """
 )
 
 _UNSENT_JOBS = text(
@@ -189,9 +194,9 @@ def put_back_lost(connection: Connection, run_id: UUID, lost: Iterable[UUID], br
     return put_back
 
 
-def has_unsent(connection: Connection, run_id: UUID) -> bool:
-    """Whether a batch of the run has not been enqueued."""
-    return bool(connection.execute(_HAS_UNSENT, {"run_id": run_id}).scalar_one())
+def has_to_send(connection: Connection, run_id: UUID) -> bool:
+    """Whether a batch of the run is unsent and may be sent: the run is neither paused nor cancelled."""
+    return bool(connection.execute(_HAS_TO_SEND, {"run_id": run_id}).scalar_one())
 
 
 def unsent_jobs(connection: Connection, run_id: UUID) -> int:

@@ -32,7 +32,7 @@ class Chunk:
 _LOCK_RUN = text(
     """
     SELECT planned_through, batches, chosen_users AS chosen, jobs_before
-    FROM sync_runs WHERE run_id = :run_id AND state = 'PLANNING' FOR UPDATE
+    FROM sync_runs WHERE run_id = :run_id AND state = 'PLANNING' AND cancelled_at IS NULL FOR UPDATE
     """
 )
 

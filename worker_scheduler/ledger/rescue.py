@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from worker_scheduler.ledger.by_id import by_id, in_index_order, runs
 from worker_scheduler.ledger.lease_sql import is_over
+from worker_scheduler.ledger.stopped_runs import IS_STOPPED
 from worker_scheduler.ledger.tables import Kind
 
 
@@ -41,7 +42,8 @@ _TAKE_DUE = text(
         triggered_by, backfill_days
     FROM sync_jobs
     WHERE {_PENDING} AND not_before <= :now AND {_UNLEASED}
-        AND (run_id IN (SELECT r.run_id FROM sync_runs r WHERE r.kind = :kind)) IS TRUE
+        AND (run_id IN (SELECT r.run_id FROM sync_runs r
+                        WHERE r.kind = :kind AND NOT {IS_STOPPED.format(run_id="r.run_id")})) IS TRUE
     ORDER BY not_before LIMIT :limit FOR UPDATE SKIP LOCKED
     """
 )

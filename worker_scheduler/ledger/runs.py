@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from worker_scheduler.ledger.lease_sql import WAITED, is_over, is_valid
+from worker_scheduler.ledger.stopped_runs import IS_STOPPED
 from worker_scheduler.ledger.tables import Kind, RunState
 
 
@@ -92,6 +93,8 @@ _OPEN = text(
         chosen_users = excluded.chosen_users AND (r.chosen_users OR r.state <> 'PLANNING')
     WHERE r.state IN ('PLANNING', 'DISPATCHING', 'ENQUEUED', 'FINISHED', 'MISSED')
         AND r.pruned_at IS NULL
+        AND r.cancelled_at IS NULL
+        AND (r.paused_at IS NULL OR r.paused_until <= :now)
         AND r.kind = excluded.kind
         AND r.backfill_days IS NOT DISTINCT FROM excluded.backfill_days
     RETURNING {_COLUMNS}
@@ -133,7 +136,12 @@ _BEING_PLANNED = text(
     """
 )
 
-_TO_BE_PLANNED = text("SELECT EXISTS (SELECT FROM sync_runs WHERE run_id = :run_id AND state = 'PLANNING')")
+_TO_BE_PLANNED = text(
+    """
+    SELECT EXISTS (SELECT FROM sync_runs
+                   WHERE run_id = :run_id AND state = 'PLANNING' AND cancelled_at IS NULL)
+    """
+)
 
 _AT_WORK = "state IN ('PLANNING', 'DISPATCHING')"
 
@@ -153,7 +161,15 @@ _RELEASE = text(f"UPDATE sync_runs SET leased_until = NULL WHERE run_id = :run_i
 # Reconcile could not plan or dispatch such a run, and leaves it alone for a while.
 _BACKED_OFF = "coalesce(retry_after > :now, false)"
 
-_FREE = f"{_AT_WORK} AND (leased_until IS NULL OR {is_over('leased_until')}) AND NOT {_BACKED_OFF}"
+# A pause stops dispatch, not planning.
+_IS_WANTED = """
+    cancelled_at IS NULL AND (state = 'PLANNING' OR paused_at IS NULL OR paused_until <= :now)
+"""
+
+_FREE = f"""
+    {_AT_WORK} AND (leased_until IS NULL OR {is_over("leased_until")}) AND NOT {_BACKED_OFF}
+    AND {_IS_WANTED}
+"""
 
 # SKIP LOCKED: two reconcile passes take different runs.
 _TAKE_OVER = text(
@@ -168,6 +184,12 @@ _TAKE_OVER = text(
 )
 
 _IN_STATES = text(f"SELECT {_COLUMNS} FROM sync_runs WHERE state = ANY(:states) ORDER BY created_at")
+_WANTED = text(
+    f"""
+    SELECT {_COLUMNS} FROM sync_runs r
+    WHERE state = ANY(:states) AND NOT {IS_STOPPED.format(run_id="r.run_id")} ORDER BY created_at
+    """
+)
 
 _REOPEN_DISPATCH = text(
     """
@@ -175,24 +197,6 @@ _REOPEN_DISPATCH = text(
     WHERE run_id = :run_id AND state = 'ENQUEUED'
         AND EXISTS (SELECT FROM sync_batches b WHERE b.run_id = :run_id AND b.enqueued_at IS NULL)
     """
-)
-
-_FINISH = text(
-    """
-    UPDATE sync_runs r SET state = 'FINISHED', finished_at = :now,
-        completed = c.completed, failed = c.failed, skipped = c.skipped
-    FROM (SELECT count(*) FILTER (WHERE status = 'COMPLETED') AS completed,
-                 count(*) FILTER (WHERE status = 'FAILED') AS failed,
-                 count(*) FILTER (WHERE status = 'SKIPPED') AS skipped
-          FROM sync_jobs WHERE run_id = :run_id) c
-    WHERE r.run_id = :run_id AND r.state = 'ENQUEUED'
-        AND NOT EXISTS (SELECT FROM sync_jobs j
-                        WHERE j.run_id = :run_id AND j.status IN ('PENDING', 'RUNNING'))
-    """
-)
-
-_HAS_OPEN_JOBS = text(
-    "SELECT EXISTS (SELECT FROM sync_jobs WHERE run_id = :run_id AND status IN ('PENDING', 'RUNNING'))"
 )
 
 
@@ -280,17 +284,15 @@ def in_states(connection: Connection, *states: RunState) -> list[Run]:
     return [_run_from_row(row) for row in rows]
 
 
+def wanted(connection: Connection, *states: RunState) -> list[Run]:
+    """The runs in one of these states that are neither paused nor cancelled, oldest first."""
+    rows = connection.execute(_WANTED, {"states": [state.value for state in states]})
+    return [_run_from_row(row) for row in rows]
+
+
 def reopen_dispatch(connection: Connection, run_id: UUID) -> bool:
     """Moves a run ENQUEUED → DISPATCHING, without a lease, if a batch is unsent; says whether it moved."""
     return connection.execute(_REOPEN_DISPATCH, {"run_id": run_id}).rowcount == 1
-
-
-def finish(connection: Connection, run_id: UUID, now: datetime) -> bool:
-    """Moves a run ENQUEUED → FINISHED with its counts if every job is final; says whether it moved."""
-    # This is asked first: otherwise each pass would count a million jobs only to find that one is open.
-    if connection.execute(_HAS_OPEN_JOBS, {"run_id": run_id}).scalar_one():
-        return False
-    return connection.execute(_FINISH, {"run_id": run_id, "now": now}).rowcount == 1
 
 
 def _run_from_row(row: object) -> Run:

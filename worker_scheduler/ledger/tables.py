@@ -110,6 +110,8 @@ sync_runs = Table(
     Column("retry_after", UTC_TIME),
     # What somebody wants, beside `state`, which says how far the run is. NULL paused_until: until `resume`.
     *paused_columns(),
+    # Parked jobs are released since then. NULL: none is left.
+    Column("resumed_at", UTC_TIME),
     Column("cancelled_at", UTC_TIME),
     Column("cancelled_by", Text),
     Column("cancel_reason", Text),

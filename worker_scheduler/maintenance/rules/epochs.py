@@ -73,7 +73,7 @@ def lost_broker_data(context: TickContext) -> int:
     run, and ConfigurationError if the ledger is used with two brokers in turn.
     """
     with context.database.autocommit() as connection:
-        open_runs = runs.in_states(connection, RunState.PLANNING, RunState.DISPATCHING, RunState.ENQUEUED)
+        open_runs = runs.wanted(connection, RunState.PLANNING, RunState.DISPATCHING, RunState.ENQUEUED)
         # Read before the broker is asked for its epoch: what is sent in a newer epoch is not among these.
         sent_in = batches.broker_epochs(connection, [run.run_id for run in open_runs])
     look = _look_at_broker(context)

@@ -26,7 +26,7 @@ def handovers(context: TickContext) -> int:
         unfinished = [
             run
             for run in runs.in_states(connection, RunState.PLANNING, RunState.DISPATCHING)
-            if batches.has_unsent(connection, run.run_id)
+            if batches.has_to_send(connection, run.run_id)
         ]
     failures = Failures(stores_answer(context))
     total = 0

@@ -12,11 +12,13 @@ from uuid import UUID
 
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.ledger import runs, waiting_jobs
+from worker_scheduler.ledger.runs import Run
 from worker_scheduler.ledger.tables import Kind, RunState
 from worker_scheduler.maintenance.failures import Failures, stores_answer
 from worker_scheduler.maintenance.rules import probing
 from worker_scheduler.maintenance.rules.steps import pages_of_waiting
 
+_UNFINISHED = (RunState.PLANNING, RunState.DISPATCHING, RunState.ENQUEUED)
 _SECOND_LOOK_SECONDS = 1.0
 """The time between two looks at an empty queue. After a worker has popped a message and before it has noted
 it in `unacked`, no look can see the message; that mostly lasts far less long than this.
@@ -30,25 +32,33 @@ def lost_messages(context: TickContext) -> int:
     fails does not stop the other. Raises the first failure.
     """
     with context.database.autocommit() as connection:
-        unfinished = runs.in_states(connection, RunState.PLANNING, RunState.DISPATCHING, RunState.ENQUEUED)
+        unfinished = runs.in_states(connection, *_UNFINISHED)
+        wanted = runs.wanted(connection, *_UNFINISHED)
     failures = Failures(stores_answer(context))
     total = 0
     for kind in Kind:
         with failures.of(f"queue {kind.queue}"):
-            total += _find(context, kind.queue, [run.run_id for run in unfinished if run.kind is kind])
+            total += _find(context, kind.queue, _ids(wanted, kind), _ids(unfinished, kind))
     failures.raise_first()
     return total
 
 
-def _find(context: TickContext, queue: str, run_ids: list[UUID]) -> int:
+def _ids(found: list[Run], kind: Kind) -> list[UUID]:
+    return [run.run_id for run in found if run.kind is kind]
+
+
+def _find(context: TickContext, queue: str, run_ids: list[UUID], unfinished: list[UUID]) -> int:
+    """unfinished: these runs, and those that are stopped, whose RUNNING jobs hold messages, too."""
     signs = probing.read_signs(context, queue)
-    found = 0 if signs.answered else _find_in_empty_queue(context, queue, run_ids)
+    found = 0 if signs.answered else _find_in_empty_queue(context, queue, run_ids, unfinished)
     if context.broker.shows_messages:
         found += probing.search(context, signs, run_ids)
     return found
 
 
-def _find_in_empty_queue(context: TickContext, queue: str, run_ids: list[UUID]) -> int:
+def _find_in_empty_queue(
+    context: TickContext, queue: str, run_ids: list[UUID], unfinished: list[UUID]
+) -> int:
     # Before the look: what another pass sends after it is younger than the grace time.
     cutoff = context.clock() - timedelta(seconds=context.settings.message_grace_seconds)
     with context.database.transaction() as connection:
@@ -57,12 +67,12 @@ def _find_in_empty_queue(context: TickContext, queue: str, run_ids: list[UUID]) 
             for run_id in run_ids
             if waiting_jobs.page(connection, run_id, cutoff=cutoff, after=None, limit=1)
         ]
-    if not suspected or not _is_empty(context, queue, run_ids):
+    if not suspected or not _is_empty(context, queue, unfinished):
         return 0
     total = 0
     for run_id in suspected:
         for page in pages_of_waiting(context, run_id, cutoff):
-            if _depth(context, queue, run_ids) != 0:
+            if _depth(context, queue, unfinished) != 0:
                 return total  # a message has appeared in the meantime: the next pass looks again
             with context.database.transaction() as connection:
                 total += waiting_jobs.make_due(

@@ -11,7 +11,7 @@ from worker_scheduler.config.options import DailyOptions
 from worker_scheduler.fanout import due_days, pipeline, tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.dispatcher_requests import ReconcileRequests
-from worker_scheduler.ledger import backoff, runs
+from worker_scheduler.ledger import backoff, run_ends, runs
 from worker_scheduler.ledger.runs import Run
 from worker_scheduler.ledger.tables import RunState
 from worker_scheduler.maintenance.failures import Failures, postgres_answers, stores_answer
@@ -65,6 +65,6 @@ def finished_runs(context: TickContext) -> int:
     total = 0
     for run in enqueued:
         with failures.of(run.partition_key), context.database.autocommit() as connection:
-            total += runs.finish(connection, run.run_id, context.clock())
+            total += run_ends.finish(connection, run.run_id, context.clock())
     failures.raise_first()
     return total

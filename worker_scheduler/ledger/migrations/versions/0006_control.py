@@ -19,14 +19,15 @@ from alembic import op
 revision = "0006"
 down_revision = "0005"
 
-# stop_on_failures: percent. missed_because: why a day without a run has none. fed_at: when the feeder of
-# backfills last sent a part of the run. NULL each: not so.
+# resumed_at: since when parked jobs are released. stop_on_failures: percent. missed_because: why a day
+# without a run has none. fed_at: when the feeder of backfills last sent a part of the run. NULL each: not so.
 RUNS = """
 ALTER TABLE sync_runs
     ADD COLUMN paused_at timestamptz,
     ADD COLUMN paused_by text,
     ADD COLUMN pause_reason text,
     ADD COLUMN paused_until timestamptz,
+    ADD COLUMN resumed_at timestamptz,
     ADD COLUMN cancelled_at timestamptz,
     ADD COLUMN cancelled_by text,
     ADD COLUMN cancel_reason text,

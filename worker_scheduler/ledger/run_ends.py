@@ -1,0 +1,53 @@
+"""SQL of the end of a run: every job is final, and the run gets its counts."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, TextClause, text
+
+# The first end stays, whatever later ticks and retries change.
+_FINISH = """
+    UPDATE sync_runs r SET state = 'FINISHED', finished_at = :now, leased_until = NULL,
+        completed = c.completed, failed = c.failed, skipped = c.skipped, cancelled = c.cancelled,
+        first_finished_at = coalesce(r.first_finished_at, :now),
+        first_completed = coalesce(r.first_completed, c.completed),
+        first_failed = coalesce(r.first_failed, c.failed),
+        first_skipped = coalesce(r.first_skipped, c.skipped)
+    FROM (SELECT count(*) FILTER (WHERE status = 'COMPLETED') AS completed,
+                 count(*) FILTER (WHERE status = 'FAILED') AS failed,
+                 count(*) FILTER (WHERE status = 'SKIPPED') AS skipped,
+                 count(*) FILTER (WHERE status = 'SKIPPED' AND cancelled_at IS NOT NULL) AS cancelled
+          FROM sync_jobs WHERE run_id = :run_id) c
+    WHERE r.run_id = :run_id AND {ended}
+        AND NOT EXISTS (SELECT FROM sync_jobs j
+                        WHERE j.run_id = :run_id AND j.status IN ('PENDING', 'RUNNING'))
+"""
+_FINISH_SENT = text(_FINISH.format(ended="r.state = 'ENQUEUED'"))
+_FINISH_CANCELLED = text(
+    _FINISH.format(
+        ended="r.state IN ('PLANNING', 'DISPATCHING', 'ENQUEUED') AND r.cancelled_at IS NOT NULL"
+    )
+)
+
+_HAS_OPEN_JOBS = text(
+    "SELECT EXISTS (SELECT FROM sync_jobs WHERE run_id = :run_id AND status IN ('PENDING', 'RUNNING'))"
+)
+
+
+def finish(connection: Connection, run_id: UUID, now: datetime) -> bool:
+    """Moves a run ENQUEUED → FINISHED with its counts if every job is final; says whether it moved."""
+    return _finish(connection, _FINISH_SENT, run_id, now)
+
+
+def finish_cancelled(connection: Connection, run_id: UUID, now: datetime) -> bool:
+    """Moves a cancelled run to FINISHED from every state, with its counts, if every job is final."""
+    return _finish(connection, _FINISH_CANCELLED, run_id, now)
+
+
+def _finish(connection: Connection, statement: TextClause, run_id: UUID, now: datetime) -> bool:
+    # This is asked first: otherwise each pass would count a million jobs only to find that one is open.
+    if connection.execute(_HAS_OPEN_JOBS, {"run_id": run_id}).scalar_one():
+        return False
+    return connection.execute(statement, {"run_id": run_id, "now": now}).rowcount == 1
