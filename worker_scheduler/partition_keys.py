@@ -10,6 +10,8 @@ DAILY_PREFIX = "daily:"
 LONGEST_KEY = 200
 """Characters."""
 PARTITION_KEY = re.compile(rf"[A-Za-z0-9._:-]{{1,{LONGEST_KEY}}}")
+RESERVED = frozenset({"daily", "backfill"})
+"""No backfill's key: commands take `daily` for the schedule."""
 CAMPAIGN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -45,6 +47,8 @@ def check_backfill_key(value: object) -> str:
     """Returns `value` if a backfill may have this key. Raises ValueError with the reason."""
     if isinstance(value, str) and value.startswith(DAILY_PREFIX):
         raise ValueError("belongs to the daily run")
+    if value in RESERVED:
+        raise ValueError("is reserved")
     return check_key(value)
 
 

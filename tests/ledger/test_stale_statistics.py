@@ -25,6 +25,7 @@ from worker_scheduler.ledger import (
     dead_workers,
     jobs,
     rescue,
+    run_ends,
     suspects,
     waiting_jobs,
 )

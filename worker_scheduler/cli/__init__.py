@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from worker_scheduler.cli import check, migrate, prune, reconcile, status, ticks
+from worker_scheduler.cli import check, migrate, prune, reconcile, status, steering, ticks
 from worker_scheduler.cli.output import print_error, print_faults, print_json
 from worker_scheduler.errors import BadInput, Interrupted, SchedulerError
 from worker_scheduler.fanout.report import Report
@@ -23,6 +23,9 @@ application = typer.Typer(
 )
 application.command("daily")(ticks.daily)
 application.command("backfill")(ticks.backfill)
+application.command("pause")(steering.pause)
+application.command("resume")(steering.resume)
+application.command("cancel")(steering.cancel)
 application.command("reconcile")(reconcile.reconcile)
 application.command("status")(status.status)
 application.command("migrate")(migrate.migrate)

@@ -104,6 +104,20 @@ def progress() -> Iterator[Callable[[Report], None]]:
         yield show
 
 
+@contextmanager
+def swept() -> Iterator[Callable[[int], None]]:
+    """Yields a function that shows how many jobs have been gone over, on a terminal only."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with Progress(
+        TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda jobs: bar.update(task, description=counted(jobs, "job"))
+
+
 def _log_batch(report: Report) -> None:
     log.info(
         "batch enqueued",

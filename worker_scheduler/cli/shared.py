@@ -38,7 +38,12 @@ def ledger(settings: Settings, size: int = 1) -> Iterator[Database]:
 
 def requested_by() -> str:
     """Returns who runs the command, as a run's row records it: `cli user@host`."""
+    return f"cli {user_at_host()}"
+
+
+def user_at_host() -> str:
+    """Returns `user@host`, or only the host: a container's user may have no name."""
     try:
-        return f"cli {getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):  # a container's user may have no name
-        return f"cli {socket.gethostname()}"
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):
+        return socket.gethostname()

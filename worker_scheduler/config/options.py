@@ -185,20 +185,21 @@ def require_partition_key(value: object, name: str = "partition_key") -> str:
 
 def parse_daily(given: Mapping[str, object]) -> DailyOptions:
     """Returns the parsed options. Raises BadInput, which names every fault at once."""
-    return _validated(DailyOptions, given)
+    return validated(DailyOptions, given)
 
 
 def parse_backfill(given: Mapping[str, object]) -> BackfillOptions:
     """Returns the parsed options. Raises BadInput, which names every fault at once."""
-    return _validated(BackfillOptions, given)
+    return validated(BackfillOptions, given)
 
 
 def parse_prune(given: Mapping[str, object]) -> PruneOptions:
     """Returns the parsed options. Raises BadInput, which names every fault at once."""
-    return _validated(PruneOptions, given)
+    return validated(PruneOptions, given)
 
 
-def _validated(model: type[Options], given: Mapping[str, object]) -> Options:
+def validated(model: type[Options], given: Mapping[str, object]) -> Options:
+    """Returns the parsed options of a model. Raises BadInput, which names every fault at once."""
     unknown = sorted(set(given) - set(model.model_fields))
     if unknown:
         allowed = ", ".join(sorted(model.model_fields))

@@ -14,7 +14,8 @@ from worker_scheduler import logs
 from worker_scheduler.errors import Refused
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.tick_lock import TickLock
-from worker_scheduler.ledger import months, runs
+from worker_scheduler.ledger import control, months, runs
+from worker_scheduler.ledger.control import Cancel, Pause
 from worker_scheduler.ledger.locks import Holder
 from worker_scheduler.ledger.runs import NewRun, Run, RunIdTaken
 from worker_scheduler.ledger.tables import Kind
@@ -37,9 +38,14 @@ class Opened:
 def refuse_another_runs_key(
     context: TickContext, partition_key: str, kind: Kind, backfill_days: int | None
 ) -> None:
-    """Raises Refused if the partition belongs to another kind of run, or if its run has been pruned."""
+    """Raises Refused if the partition belongs to another kind of run, or if its run has been pruned, is
+    paused or cancelled.
+    """
     with context.database.autocommit() as connection:
         run = runs.get(connection, partition_key)
+        stopped = None if run is None else control.stop_of(connection, run.run_id, context.clock())
+    if stopped is not None:
+        raise Refused(_way_on(partition_key, stopped))
     if run is not None and (run.kind, run.backfill_days) != (kind, backfill_days):
         days = "" if run.backfill_days is None else f" with backfill_days {run.backfill_days}"
         raise Refused(
@@ -51,6 +57,16 @@ def refuse_another_runs_key(
             f"partition {partition_key} was pruned on {run.pruned_at:%Y-%m-%d}, so it is no longer"
             " known which users have had a job: use a backfill"
         )
+
+
+def _way_on(partition_key: str, stopped: Pause | Cancel) -> str:
+    since = f"since {stopped.since:%Y-%m-%d %H:%M:%S} UTC by {stopped.by}"
+    if isinstance(stopped, Cancel):
+        return (
+            f"partition {partition_key} is cancelled, {since}:"
+            f" `scheduler retry {partition_key} --only cancelled` is the way back"
+        )
+    return f"partition {partition_key} is paused, {since}: `scheduler resume {partition_key}` first"
 
 
 def open_run(context: TickContext, new: NewRun, lock: TickLock | None) -> Opened:

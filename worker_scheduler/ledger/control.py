@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from worker_scheduler.ledger.tables import Kind, RunState
 
@@ -21,6 +22,14 @@ _GET = text(
     SELECT run_id, partition_key, kind, state, {_IS_PAUSED} AS is_paused, paused_at, paused_by,
         pause_reason, paused_until, cancelled_at, cancelled_by, cancel_reason, pruned_at, jobs AS job_count
     FROM sync_runs WHERE partition_key = :partition_key FOR UPDATE
+    """
+)
+
+_STOP_OF = text(
+    f"""
+    SELECT {_IS_PAUSED} AS is_paused, paused_at, paused_by, pause_reason, paused_until,
+        cancelled_at, cancelled_by, cancel_reason
+    FROM sync_runs WHERE run_id = :run_id
     """
 )
 
@@ -140,13 +149,27 @@ def lock(connection: Connection, partition_key: str, now: datetime) -> Controlle
         state=RunState(row.state),
         job_count=row.job_count,
         pruned_at=row.pruned_at,
-        pause=Pause(row.paused_at, row.paused_by, row.pause_reason, row.paused_until)
-        if row.is_paused
-        else None,
-        cancel=None
-        if row.cancelled_at is None
-        else Cancel(row.cancelled_at, row.cancelled_by, row.cancel_reason),
+        pause=_pause_of(row),
+        cancel=_cancel_of(row),
     )
+
+
+def stop_of(connection: Connection, run_id: UUID, now: datetime) -> Pause | Cancel | None:
+    """Why the run starts no job; None if it does."""
+    row = connection.execute(_STOP_OF, {"run_id": run_id, "now": now}).one_or_none()
+    return None if row is None else _cancel_of(row) or _pause_of(row)
+
+
+def _pause_of(row: Row[Any]) -> Pause | None:
+    if not row.is_paused:
+        return None
+    return Pause(row.paused_at, row.paused_by, row.pause_reason, row.paused_until)
+
+
+def _cancel_of(row: Row[Any]) -> Cancel | None:
+    if row.cancelled_at is None:
+        return None
+    return Cancel(row.cancelled_at, row.cancelled_by, row.cancel_reason)
 
 
 def newest_keys(connection: Connection) -> list[str]:
@@ -201,10 +224,7 @@ def cancelled(connection: Connection) -> list[tuple[UUID, str]]:
 
 def schedule(connection: Connection, now: datetime) -> Pause | None:
     """The pause of the daily schedule, if there is one."""
-    row = connection.execute(_SCHEDULE, {"now": now}).one()
-    if not row.is_paused:
-        return None
-    return Pause(row.paused_at, row.paused_by, row.pause_reason, row.paused_until)
+    return _pause_of(connection.execute(_SCHEDULE, {"now": now}).one())
 
 
 def pause_schedule(

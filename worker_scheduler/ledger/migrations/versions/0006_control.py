@@ -20,7 +20,7 @@ revision = "0006"
 down_revision = "0005"
 
 # resumed_at: since when parked jobs are released. stop_on_failures: percent. missed_because: why a day
-# without a run has none. fed_at: when the feeder of backfills last sent a part of the run. NULL each: not so.
+# without a run has none. fed_at: when the feeder of backfills last sent a part of it. NULL each: not so.
 RUNS = """
 ALTER TABLE sync_runs
     ADD COLUMN paused_at timestamptz,
