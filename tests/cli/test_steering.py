@@ -11,7 +11,7 @@ from tests.support.ledger import Ledger
 from tests.support.messages import Broker
 from tests.support.users import make_users
 from worker_scheduler import wiring
-from worker_scheduler.worker import SyncJob
+from worker_scheduler.worker import SkipJob, SyncJob
 
 Scheduler = Callable[..., Outcome]
 DAY = "2026-11-24"
@@ -125,3 +125,77 @@ def test_what_has_ended_is_refused_and_the_refusal_recorded(
         refused = scheduler(verb, KEY)
         assert (refused.status, f"{KEY} is FINISHED" in refused.error) == (3, True)
         assert requests(ledger)[-1][0::4] == (verb, "refused")
+
+
+@pytest.fixture
+def failed(ledger: Ledger, scheduler: Scheduler, served: list[str]) -> Ledger:
+    """The run is FINISHED: two users' jobs have failed, with different errors, and one was skipped."""
+
+    def handle(job: SyncJob) -> None:
+        if job.github_login in {"user-1", "user-2"}:
+            raise RuntimeError(f"no token for {job.github_login}")
+        if job.github_login == "user-3":
+            raise SkipJob("suspended")
+
+    for job in ledger.jobs(KEY):
+        wiring.process_worker().run(job["job_id"], handle)
+    assert scheduler("reconcile").status == 0
+    assert ledger.value("SELECT state FROM sync_runs") == "FINISHED"
+    return ledger
+
+
+def test_a_retry_gives_failed_jobs_a_fresh_budget_and_no_others(
+    failed: Ledger, scheduler: Scheduler, served: list[str]
+) -> None:
+    first = failed.row("SELECT * FROM sync_runs")
+    retried = scheduler("retry", KEY, "--only", "failed", "--json")
+    assert retried.report == {"verb": "retry", "partition_key": KEY, "outcome": "retried", "jobs": 2}
+    assert failed.states(KEY) == {"COMPLETED": 3, "PENDING": 2, "SKIPPED": 1}
+    assert failed.value("SELECT state FROM sync_runs") == "ENQUEUED"
+    for job in failed.rows("SELECT * FROM sync_jobs WHERE status = 'PENDING'"):
+        assert (job["attempt"], job["attempts_allowed"], job["reason_class"]) == (1, 4, None)
+    take_every_message(failed, served)
+    assert sorted(served) == ["user-1", "user-2"]
+    assert scheduler("reconcile").status == 0
+    run = failed.row("SELECT * FROM sync_runs")
+    assert (run["state"], run["completed"], run["failed"]) == ("FINISHED", 5, 0)
+    assert (run["first_completed"], run["first_failed"], run["first_skipped"]) == (3, 2, 1)
+    assert run["first_finished_at"] == first["finished_at"]
+    assert scheduler("retry", KEY, "--only", "failed", "--json").report["jobs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "jobs"),
+    [
+        (["--error-like", "TOKEN for user-1"], 1),
+        (["--error-like", "100%"], 0),
+        (["--limit", "1"], 1),
+    ],
+    ids=str,
+)
+def test_a_retry_takes_exactly_what_matches(
+    arguments: list[str], jobs: int, failed: Ledger, scheduler: Scheduler
+) -> None:
+    assert scheduler("retry", KEY, "--only", "failed", *arguments, "--json").report["jobs"] == jobs
+    assert failed.states(KEY).get("PENDING", 0) == jobs
+
+
+def test_cancelled_jobs_come_back_by_retry_alone(
+    ledger: Ledger, scheduler: Scheduler, served: list[str]
+) -> None:
+    assert scheduler("cancel", KEY).status == 0
+    refused = scheduler("resume", KEY)
+    assert (refused.status, f"retry {KEY} --only cancelled" in refused.error) == (3, True)
+    assert scheduler("retry", KEY, "--only", "failed").status == 3
+    assert scheduler("retry", KEY, "--only", "cancelled", "--json").report["jobs"] == 6
+    take_every_message(ledger, served)
+    assert len(served) == 6
+
+
+def test_more_jobs_than_the_limit_need_a_confirmation(
+    failed: Ledger, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKFILL_MAX_USERS", "1")
+    refused = scheduler("retry", KEY, "--only", "failed")
+    assert (refused.status, "--confirm" in refused.error) == (3, True)
+    assert scheduler("retry", KEY, "--only", "failed", "--confirm", "--json").report["jobs"] == 2

@@ -178,6 +178,7 @@ def test_a_missed_day_of_a_month_that_was_dropped_can_still_be_run(
             triggered_by="scheduler.daily",
             requested_by="test",
             slot=MARCH_ENDS - timedelta(days=12),
+            because=None,
             now=MARCH_ENDS - INSTANT,
         )
     pruned = pruner.prune_ledger(context.database, MARCH_ENDS + DAYS, DAYS, dry_run=False)

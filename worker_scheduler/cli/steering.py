@@ -16,9 +16,12 @@ from worker_scheduler.config import options, verb_options
 from worker_scheduler.config.verb_options import VerbOptions
 from worker_scheduler.control import cancel as cancelling
 from worker_scheduler.control import pause as pausing
+from worker_scheduler.control import retry as retrying
 from worker_scheduler.control.change import Change
 from worker_scheduler.control.request import Request
+from worker_scheduler.control.retry import Selection
 from worker_scheduler.ledger.requests import Asked
+from worker_scheduler.ledger.retries import Wanted
 
 Reason = Annotated[str | None, typer.Option(metavar="TEXT", help="Why; kept for `scheduler audit`.")]
 Actor = Annotated[str | None, typer.Option(metavar="NAME", help="Who wants it. Default: user@host.")]
@@ -59,6 +62,47 @@ def cancel(key: Key, reason: Reason = None, actor: Actor = None, as_json: AsJson
     parsed = verb_options.parse_verb({"reason": reason, "actor": actor})
     with _request("cancel", key, parsed) as request, swept() as on_progress:
         change = cancelling.cancel(request, on_progress)
+    return _print(change, as_json)
+
+
+def retry(
+    key: Key,
+    only: Annotated[
+        str | None, typer.Option(metavar="END", help="failed, skipped or cancelled jobs. Required.")
+    ] = None,
+    error_like: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only jobs whose error contains this.")
+    ] = None,
+    user: Annotated[
+        list[str] | None, typer.Option(metavar="ID,ID", help="Only these users. Repeatable.")
+    ] = None,
+    limit: Annotated[
+        str | None, typer.Option(metavar="N", help="At most so many jobs, to try a fix first.")
+    ] = None,
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="Allow more jobs than BACKFILL_MAX_USERS.")
+    ] = False,
+    reason: Reason = None,
+    actor: Actor = None,
+    as_json: AsJson = False,
+) -> int:
+    """Give final jobs of a run another chance, each with a fresh budget of attempts."""
+    given: dict[str, object] = {"error_like": error_like, "user_ids": user, "limit": limit}
+    given = {name: value for name, value in given.items() if value is not None}
+    if only is not None:
+        given["only"] = only
+    parsed = verb_options.parse_retry({**given, "confirm": confirm, "reason": reason, "actor": actor})
+    settings = shared.load_and_log()
+    shown = {**given, "confirm": confirm} | ({"user_ids": len(parsed.user_ids)} if parsed.user_ids else {})
+    most = None if parsed.confirm else settings.backfill_max_users
+    with _request("retry", key, parsed, shown) as request, swept() as on_progress:
+        change = retrying.retry(
+            request,
+            Selection(Wanted(parsed.only), parsed.error_like, parsed.user_ids, parsed.limit),
+            max_attempts=settings.sync_max_attempts,
+            most_unconfirmed=most,
+            on_progress=on_progress,
+        )
     return _print(change, as_json)
 
 

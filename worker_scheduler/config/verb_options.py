@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from worker_scheduler.config import options
+from worker_scheduler.config import options, values
 from worker_scheduler.config.values import Allowed
 from worker_scheduler.redaction import escape_control_characters
 
@@ -65,6 +65,12 @@ Until = Annotated[
 ]
 
 
+Only = Annotated[
+    Literal["failed", "skipped", "cancelled"],
+    Allowed("failed, skipped or cancelled"),
+]
+
+
 class VerbOptions(BaseModel):
     """The options of every verb. actor: who is behind it, None for the user who runs the command."""
 
@@ -78,6 +84,21 @@ class PauseOptions(VerbOptions):
     """The options of pause."""
 
     until: Until = None
+
+
+class RetryOptions(VerbOptions):
+    """The options of retry."""
+
+    only: Only
+    error_like: Reason = None
+    user_ids: options.Ids | None = None
+    limit: values.UserCount | None = None
+    confirm: options.Flag = False
+
+
+def parse_retry(given: Mapping[str, object]) -> RetryOptions:
+    """Returns the parsed options. Raises BadInput, which names every fault at once."""
+    return options.validated(RetryOptions, given)
 
 
 def parse_verb(given: Mapping[str, object]) -> VerbOptions:

@@ -16,7 +16,7 @@ from worker_scheduler.errors import StoreRefused
 from worker_scheduler.fanout import tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.report import Report
-from worker_scheduler.ledger import daily_runs, months, origin, runs
+from worker_scheduler.ledger import control, daily_runs, months, origin, runs
 from worker_scheduler.ledger.origin import Origin
 from worker_scheduler.ledger.tables import Kind, RunState
 from worker_scheduler.slots import Calendar, Slot, local_date
@@ -44,13 +44,14 @@ class Due:
     """What is due up to `until` by the calendar of `origin`: days to run, oldest first, and missed days.
 
     If the settings have another calendar, also the days that were due by the earlier one after `until`, and
-    will not be by the new one.
+    will not be by the new one. While the schedule is paused, each due day is missed.
     """
 
     run: tuple[Slot, ...]
     missed: tuple[Slot, ...]
     origin: Origin
     until: datetime
+    is_paused: bool = False
 
 
 def start_due(context: TickContext, options: DailyOptions) -> list[Report]:
@@ -60,7 +61,7 @@ def start_due(context: TickContext, options: DailyOptions) -> list[Report]:
     Raises StoreUnavailable if Postgres cannot be asked what is due.
     """
     due = find_due(context)
-    reports = _note_missed(context, due.missed)
+    reports = _note_missed(context, due.missed, daily_runs.PAUSED if due.is_paused else None)
     reports += [tick.daily(context, options, slot) for slot in due.run]
     # Not after a failure: a new calendar would forget the day that failed, which was due by the old one.
     if not options.dry_run and all(report.failure is None for report in reports):
@@ -90,7 +91,7 @@ def start_triggered(
     reports = start_due(context, options)
     if any(report.partition_key == partition_key for report in reports):
         return reports
-    if _is_missed(context, partition_key):
+    if _is_missed(context, partition_key) or _is_paused(context):
         return reports
     if latest is not None and partition_key == partition_keys.daily_partition(latest.day):
         return [*reports, tick.daily(context, options, latest)]
@@ -110,7 +111,10 @@ def find_due(context: TickContext) -> Due:
         last = calendar.last_of_days(max(noted.since, now - _LOOK_BACK), now)
         between = _days_of_the_change(calendar, _calendar(context.settings), now)
         keys = {partition_keys.daily_partition(slot.day) for slot in (*last, *between)}
-        known = daily_runs.daily_slots(connection, sorted(keys), missed_by=now + _CLOCKS_DIFFER)
+        is_paused = control.schedule(connection, now) is not None
+        known = daily_runs.daily_slots(
+            connection, sorted(keys), missed_by=now + _CLOCKS_DIFFER, is_paused=is_paused
+        )
     pending = [slot for slot in last if partition_keys.daily_partition(slot.day) not in known]
     if last:
         pending += _served_for_an_earlier_slot(last[-1], known)
@@ -120,6 +124,8 @@ def find_due(context: TickContext) -> Due:
         for slot in between
         if slot.day not in days and partition_keys.daily_partition(slot.day) not in known
     ]
+    if is_paused:
+        return Due((), tuple(pending), noted, now, is_paused=True)
     run, missed = _divide(pending, now, context.settings)
     return Due(run, missed, noted, now)
 
@@ -168,7 +174,7 @@ def _divide(
     return tuple(chosen), tuple(slot for slot in pending if slot not in chosen)
 
 
-def _note_missed(context: TickContext, missed: tuple[Slot, ...]) -> list[Report]:
+def _note_missed(context: TickContext, missed: tuple[Slot, ...], because: str | None) -> list[Report]:
     """Notes the missed days; returns a report for each that Postgres refused."""
     refused = []
     for slot in missed:
@@ -182,6 +188,7 @@ def _note_missed(context: TickContext, missed: tuple[Slot, ...]) -> list[Report]
                     triggered_by=tick.DAILY_TRIGGER,
                     requested_by=context.requested_by,
                     slot=slot.due_at,
+                    because=because,
                     now=context.clock(),
                 )
         except StoreRefused as error:
@@ -190,7 +197,7 @@ def _note_missed(context: TickContext, missed: tuple[Slot, ...]) -> list[Report]
             refused.append(report)
             continue
         if noted:
-            log.warning("day missed", partition_key=partition_key)
+            log.warning("day missed", partition_key=partition_key, because=because or "not triggered")
     return refused
 
 
@@ -200,6 +207,11 @@ def _is_missed(context: TickContext, partition_key: str) -> bool:
     if run is None or run.state != RunState.MISSED:
         return False
     return run.created_at <= context.clock() + _CLOCKS_DIFFER
+
+
+def _is_paused(context: TickContext) -> bool:
+    with context.database.autocommit() as connection:
+        return control.schedule(connection, context.clock()) is not None
 
 
 def _calendar(settings: Settings) -> Calendar:

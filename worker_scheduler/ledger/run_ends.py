@@ -23,6 +23,7 @@ _FINISH = """
     WHERE r.run_id = :run_id AND {ended}
         AND NOT EXISTS (SELECT FROM sync_jobs j
                         WHERE j.run_id = :run_id AND j.status IN ('PENDING', 'RUNNING'))
+        AND NOT EXISTS (SELECT FROM sync_retries t WHERE t.run_id = :run_id AND t.ended_at IS NULL)
 """
 _FINISH_SENT = text(_FINISH.format(ended="r.state = 'ENQUEUED'"))
 _FINISH_CANCELLED = text(

@@ -90,6 +90,8 @@ _OPEN = text(
         requested_by = excluded.requested_by,
         failures = 0,
         retry_after = NULL,
+        missed_because = NULL,
+        cancelled = NULL,
         chosen_users = excluded.chosen_users AND (r.chosen_users OR r.state <> 'PLANNING')
     WHERE r.state IN ('PLANNING', 'DISPATCHING', 'ENQUEUED', 'FINISHED', 'MISSED')
         AND r.pruned_at IS NULL

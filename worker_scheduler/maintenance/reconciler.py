@@ -17,7 +17,7 @@ from worker_scheduler.fanout.dispatcher_requests import ReconcileRequests
 from worker_scheduler.ledger import passes, schema
 from worker_scheduler.ledger.database import Database
 from worker_scheduler.maintenance.rules import epochs
-from worker_scheduler.maintenance.rules.control import cancelled_runs, paused_runs
+from worker_scheduler.maintenance.rules.control import cancelled_runs, open_retries, paused_runs
 from worker_scheduler.maintenance.rules.dead_workers import Judge, dead_workers
 from worker_scheduler.maintenance.rules.due_jobs import due_jobs
 from worker_scheduler.maintenance.rules.epochs import lost_broker_data
@@ -42,6 +42,7 @@ __all__ = [
     "lost_messages",
     "missed_slots",
     "next_month",
+    "open_retries",
     "paused_runs",
     "reconcile",
     "reconcile_begun",
@@ -58,6 +59,7 @@ RULES: tuple[Callable[[TickContext], int], ...] = (
     dead_workers,
     # Before the rules that would send something of a run that somebody has stopped.
     cancelled_runs,
+    open_retries,
     paused_runs,
     lost_broker_data,
     lost_messages,

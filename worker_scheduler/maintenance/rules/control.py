@@ -1,13 +1,13 @@
-"""Rules about what operators want: pauses that are over, parked jobs, cancelled runs."""
+"""Rules about what operators want: pauses that are over, parked jobs, cancelled runs, retries."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
 from worker_scheduler import logs
-from worker_scheduler.control import cancel, pause
+from worker_scheduler.control import cancel, pause, retry
 from worker_scheduler.fanout.context import TickContext
-from worker_scheduler.ledger import control, parked
+from worker_scheduler.ledger import control, parked, retries
 from worker_scheduler.maintenance.failures import Failures, postgres_answers
 from worker_scheduler.maintenance.rules.steps import repeat_in_steps
 
@@ -26,6 +26,21 @@ def cancelled_runs(context: TickContext) -> int:
     for run_id, partition_key in cancelled:
         with failures.of(partition_key):
             total += cancel.sweep(context.database, context.clock, run_id)
+    failures.raise_first()
+    return total
+
+
+def open_retries(context: TickContext) -> int:
+    """Goes on with retries that a command has left. Raises the first failure."""
+    with context.database.autocommit() as connection:
+        unfinished = retries.unfinished(connection)
+    failures = Failures(postgres_answers(context))
+    total = 0
+    for request_id in unfinished:
+        with failures.of(f"retry {request_id}"):
+            total += retry.walk(
+                context.database, context.clock, request_id, context.settings.sync_max_attempts
+            )
     failures.raise_first()
     return total
 
