@@ -322,5 +322,7 @@ def test_beats_whole_schedule(deployed: None) -> None:
         "reconcile": RECONCILE,
     }
     assert {entry["options"]["queue"] for entry in schedule.values()} == {"scheduler"}
+    # The history of requests says that Beat asked.
+    assert schedule["daily-tick"]["options"]["headers"] == {"worker_scheduler_actor": "beat"}
     # An expiry would compare the clocks of two hosts: a worker that is an interval ahead would drop all.
     assert not any("expires" in entry["options"] for entry in schedule.values())

@@ -1,6 +1,7 @@
 """The Celery tasks, in a worker in this process, have the same rules and errors as the command line."""
 
 import logging
+import re
 import signal
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -240,6 +241,41 @@ def test_a_task_joins_a_tick_that_is_running(call_task: CallTask, ledger: Ledger
     assert call_task("scheduler.daily_tick", date="2026-11-23")["outcome"] == "joined"
     refused = call_task("scheduler.daily_tick", date="2026-11-24")
     assert "a tick of daily:2026-11-23 is running" in str(refused)
+
+
+def test_the_history_says_which_task_asked_and_who_sent_it(
+    app: Celery, worker: Queue[Any], ledger: Ledger
+) -> None:
+    make_users(ledger.url, 1)
+    sent: list[dict[str, Any]] = [
+        {"task_id": "one", "headers": app.conf.beat_schedule["daily-tick"]["options"]["headers"]},
+        {"task_id": "two"},
+        {"task_id": "three", "kwargs": {"actor": "ada", "reason": "late users"}},
+        {"task_id": "three", "kwargs": {"actor": "ada", "reason": "late users"}},  # delivered again
+    ]
+    for options in sent:
+        app.send_task("scheduler.daily_tick", **options)
+        worker.get(timeout=30)
+    rows = ledger.rows("SELECT source, actor, reason, outcome FROM sync_requests ORDER BY requested_at")
+    origin = rows[1].pop("actor")
+    assert re.fullmatch(r"gen\d+@.+", origin)
+    assert rows == [
+        {"source": "task one", "actor": "beat", "reason": None, "outcome": "opened"},
+        {"source": "task two", "reason": None, "outcome": "opened"},
+        {"source": "task three", "actor": "ada", "reason": "late users", "outcome": "opened"},
+    ]
+
+
+def test_a_task_with_the_id_of_another_is_a_refusal_in_the_history(
+    app: Celery, worker: Queue[Any], ledger: Ledger
+) -> None:
+    make_users(ledger.url, 1)
+    for days in (1, 2):
+        app.send_task("scheduler.backfill", kwargs={"backfill_days": days}, task_id="one")
+        worker.get(timeout=30)
+    row = ledger.row("SELECT * FROM sync_requests WHERE outcome = 'refused'")
+    assert row["detail"].startswith("the task id 'one' belongs to a task of backfill:")
+    assert (row["verb"], row["options"]) == ("backfill", {"backfill_days": 2})
 
 
 def test_a_tick_is_retried_if_a_store_is_away(

@@ -14,6 +14,7 @@ from worker_scheduler import checked_app
 from worker_scheduler.config.settings import load
 from worker_scheduler.errors import ConfigurationError
 from worker_scheduler.intake.connection import GatedMessages
+from worker_scheduler.task_senders import ACTOR_HEADER, BEAT
 
 DAILY_TICK = "scheduler.daily_tick"
 BACKFILL = "scheduler.backfill"
@@ -59,7 +60,7 @@ def _create_app() -> Celery:
         DAILY_TICK_ENTRY: {
             "task": DAILY_TICK,
             "schedule": crontab.from_string(settings.daily_tick_cron),
-            "options": {"queue": "scheduler"},
+            "options": {"queue": "scheduler", "headers": {ACTOR_HEADER: BEAT}},
         },
         RECONCILE_ENTRY: {
             "task": RECONCILE,

@@ -30,7 +30,8 @@ class ConfigurationError(BadInput):
 
 
 class Refused(SchedulerError):
-    """The command is well formed, but a rule forbids it. It has left no row and no message."""
+    """The command is well formed, but a rule forbids it. It has left no run, no job and no message; the
+    history of requests has a row of it."""
 
     exit_status = 3
     outcome = Outcome.REFUSED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -19,22 +19,23 @@ from celery.signals import (
     celeryd_init,
 )
 
-from worker_scheduler import logs, watchdog_signals, wiring, worker_signals
+from worker_scheduler import logs, task_senders, watchdog_signals, wiring, worker_signals
 from worker_scheduler.celery_app import BACKFILL, DAILY_TICK, RECONCILE, app
 from worker_scheduler.config import options
 from worker_scheduler.config.options import TickOptions
 from worker_scheduler.config.settings import load
 from worker_scheduler.errors import BadInput, SchedulerError, StoreUnavailable
-from worker_scheduler.fanout import due_days, extra_dispatcher, task_partitions, tick
+from worker_scheduler.fanout import asking, due_days, extra_dispatcher, task_partitions, tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.report import Report, log_progress
+from worker_scheduler.ledger import requests
 from worker_scheduler.ledger.tables import JobStatus, Kind
 from worker_scheduler.maintenance import reconciler
 from worker_scheduler.outcome import Outcome
 from worker_scheduler.probe_ids import is_probe
 from worker_scheduler.publisher import SYNC_USER
 from worker_scheduler.publisher.dispatch_message import DISPATCH
-from worker_scheduler.redaction import escape_control_characters, show
+from worker_scheduler.redaction import show
 from worker_scheduler.repeated_task import while_unavailable
 from worker_scheduler.worker.endings import Ending
 from worker_scheduler.worker.handler import Handler, imported_at_first_job
@@ -54,7 +55,6 @@ class JobFailed(Exception):
 
 _Parsed = TypeVar("_Parsed", bound=TickOptions)
 
-_LONGEST_SHOWN_ID = 200
 _LOG_LEVELS = {Outcome.REFUSED: "error", Outcome.FAILED: "error", Outcome.ALREADY_RUNNING: "warning"}
 _TICK_OPTIONS: dict[str, Any] = {
     **while_unavailable(),
@@ -72,7 +72,7 @@ def daily_tick(self: Task, date: str | None = None, *others: Any, **given: Any) 
     Raises the errors of the command.
     """
     parsed = _parse_or_log(options.parse_daily, others, {"date": date, **given})
-    with wiring.task_context(_requested_by(self), log_progress) as context:
+    with _requesting(self) as context:
         if parsed.date is not None:
             return _result(tick.daily_asked_for(context, parsed))
         derive = partial(due_days.triggered_key, context.settings)
@@ -89,7 +89,7 @@ def daily_tick(self: Task, date: str | None = None, *others: Any, **given: Any) 
 def backfill(self: Task, *others: Any, **given: Any) -> dict[str, Any]:
     """Does what `scheduler backfill` does. Raises the errors of the command."""
     parsed = _parse_or_log(options.parse_backfill, others, given)
-    with wiring.task_context(_requested_by(self), log_progress) as context:
+    with _requesting(self) as context:
         derive = partial(tick.backfill_key, parsed)
         with _kept_partition(self, context, Kind.BACKFILL, parsed, derive) as key:
             return _result(tick.backfill(context, parsed, key))
@@ -98,7 +98,7 @@ def backfill(self: Task, *others: Any, **given: Any) -> dict[str, Any]:
 @app.task(name=DISPATCH, **_TICK_OPTIONS)
 def dispatch(self: Task, partition_key: str) -> dict[str, Any]:
     """Dispatches a run until no batch of it is left or its queue is full. See `extra_dispatcher.py`."""
-    with wiring.task_context(_requested_by(self), log_progress) as context:
+    with wiring.task_context(task_senders.source_of(self), log_progress) as context:
         key = options.require_partition_key(partition_key)
         return _result(extra_dispatcher.dispatch(context, key, self.request.id))
 
@@ -108,7 +108,7 @@ def reconcile(self: Task) -> dict[str, Any]:
     """Does what `scheduler reconcile` does, unless a pass was a moment ago. What an outage stops is left to
     the next pass.
     """
-    with wiring.task_context(_requested_by(self), log_progress) as context:
+    with wiring.task_context(task_senders.source_of(self), log_progress) as context:
         result = reconciler.reconcile_if_due(context)
     return {"outcome": Outcome.NOTHING_TO_DO.value} if result is None else result.as_json()
 
@@ -166,6 +166,16 @@ def _handler() -> Handler:
     return imported_at_first_job(load().sync_handler)
 
 
+def _requesting(task: Task) -> AbstractContextManager[TickContext]:
+    """The context of a task that asks for something, so that the history of requests has it."""
+    return wiring.task_context(
+        task_senders.source_of(task),
+        log_progress,
+        actor=task_senders.actor_of(task),
+        request_id=requests.id_of_task(str(task.request.id)),
+    )
+
+
 def _parse_or_log(
     parse: Callable[[Mapping[str, object]], _Parsed], others: Sequence[Any], given: Mapping[str, object]
 ) -> _Parsed:
@@ -198,6 +208,9 @@ def _kept_partition(
             report = Report(mode=kind)
             report.end(error)
             _log_end(report)
+            if not parsed.dry_run:
+                asked = asking.asked(context, parsed, kind, partition_key=None)
+                requests.record_refusal(context.database, context.clock, asked, error)
             raise
         yield key
 
@@ -225,11 +238,6 @@ def _log_end(report: Report) -> None:
         **({} if report.ended_by is None else {"reason": str(report.ended_by)}),
         **({"unused_options": ",".join(report.unused_options)} if report.unused_options else {}),
     )
-
-
-def _requested_by(task: Task) -> str:
-    # The sender of the task chose the id: it may be any text.
-    return f"task {escape_control_characters(str(task.request.id))[:_LONGEST_SHOWN_ID]}"
 
 
 @celeryd_init.connect

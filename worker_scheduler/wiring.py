@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
+from uuid import UUID
 
 from worker_scheduler import child_process
 from worker_scheduler.clock import Clock, refresh
@@ -61,18 +62,32 @@ def tick_context(requested_by: str, on_progress: Callable[[Report], None]) -> It
                 requested_by=requested_by,
                 dispatcher_requests=CommandRequests(DispatchSender(app)),
                 dispatch_sender=DispatchSender(app),
+                actor=requested_by.removeprefix("cli "),
             )
     finally:
         database.dispose()
 
 
 @contextmanager
-def task_context(requested_by: str, on_progress: Callable[[Report], None]) -> Iterator[TickContext]:
-    """Yields what a tick works with in a task, which never waits for workers: see TaskRequests."""
+def task_context(
+    requested_by: str,
+    on_progress: Callable[[Report], None],
+    actor: str | None = None,
+    request_id: UUID | None = None,
+) -> Iterator[TickContext]:
+    """Yields what a tick works with in a task, which never waits for workers: see TaskRequests.
+
+    actor, request_id: see TickContext; None: this process, and a new id.
+    """
     from worker_scheduler.celery_app import app  # noqa: PLC0415
 
     with tick_context(requested_by, on_progress) as context:
-        yield replace(context, dispatcher_requests=TaskRequests(DispatchSender(app), context.broker))
+        yield replace(
+            context,
+            dispatcher_requests=TaskRequests(DispatchSender(app), context.broker),
+            actor=actor or context.actor,
+            request_id=request_id or context.request_id,
+        )
 
 
 def broker_state(settings: Settings) -> BrokerState:

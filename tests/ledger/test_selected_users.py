@@ -18,6 +18,7 @@ from worker_scheduler.fanout import opening, tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.ledger import months, plan, runs
 from worker_scheduler.ledger.plan import Chunk
+from worker_scheduler.ledger.requests import Asked
 from worker_scheduler.ledger.runs import NewRun, Run, RunIdTaken
 from worker_scheduler.ledger.tables import Kind
 from worker_scheduler.maintenance import pruner
@@ -138,7 +139,8 @@ def test_a_run_that_another_process_makes_in_between_gets_the_users(
     selected = "SELECT run_id, user_id FROM sync_selected_users ORDER BY user_id"
     assert ledger.rows(selected) == [{"run_id": made.run_id, "user_id": user_id(1)}]
     new = NewRun(uuid4(), KEY, Kind.BACKFILL, "scheduler.backfill", 7, ids(2), None, None)
-    assert opening.open_run(context, new, lock=None).run.run_id == made.run_id
+    asked = Asked("backfill", KEY, "test", "test")
+    assert opening.open_run(context, new, None, asked).run.run_id == made.run_id
     assert {row["run_id"] for row in ledger.rows(selected)} == {made.run_id}
     assert {row["user_id"] for row in ledger.rows(selected)} == set(ids(1, 2))
 

@@ -21,6 +21,7 @@ from worker_scheduler.errors import Refused
 from worker_scheduler.fanout import opening, tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.ledger import daily_runs, months
+from worker_scheduler.ledger.requests import Asked
 from worker_scheduler.ledger.runs import NewRun
 from worker_scheduler.ledger.tables import Kind
 from worker_scheduler.maintenance import pruner, reconciler
@@ -109,7 +110,7 @@ def test_a_tick_that_meets_the_prune_is_refused(context: TickContext, ledger: Le
     pruner.prune_ledger(context.database, MARCH_ENDS + DAYS, DAYS, dry_run=False)
     before = ledger.everything()
     with pytest.raises(Refused, match="was pruned"):
-        opening.open_run(context, new, lock=None)
+        opening.open_run(context, new, None, Asked("daily", key, "test", "test"))
     assert ledger.everything() == before
 
 

@@ -15,6 +15,13 @@ from worker_scheduler.config.settings import Settings, load
 from worker_scheduler.ledger.database import Database
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
+Actor = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Who is behind this, for the history. Default: user@host."),
+]
+Reason = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Why this is done, for the history of requests.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -37,13 +44,13 @@ def ledger(settings: Settings, size: int = 1) -> Iterator[Database]:
 
 
 def requested_by() -> str:
-    """Returns who runs the command, as a run's row records it: `cli user@host`."""
+    """Returns where a command came from, as a run's row records it: `cli user@host`."""
     return f"cli {user_at_host()}"
 
 
 def user_at_host() -> str:
-    """Returns `user@host`, or only the host: a container's user may have no name."""
+    """Returns who runs the command: the default of --actor."""
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):
+    except (KeyError, OSError):  # a container's user may have no name
         return socket.gethostname()

@@ -13,7 +13,7 @@ from worker_scheduler.cli import shared
 from worker_scheduler.cli.interruption import finished_within, interruption
 from worker_scheduler.cli.item_files import with_files_read
 from worker_scheduler.cli.output import print_faults, print_json, print_report, progress
-from worker_scheduler.cli.shared import AsJson, DryRun
+from worker_scheduler.cli.shared import Actor, AsJson, DryRun, Reason
 from worker_scheduler.config import options, values
 from worker_scheduler.config.options import BackfillOptions, TickOptions
 from worker_scheduler.config.settings import Settings
@@ -54,6 +54,8 @@ def daily(
     enqueue_batch_size: BatchSizeOption = None,
     enqueue_sleep_seconds: Sleep = None,
     max_enqueued_jobs: MaxJobs = None,
+    actor: Actor = None,
+    reason: Reason = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
@@ -63,6 +65,8 @@ def daily(
         "enqueue_batch_size": enqueue_batch_size,
         "enqueue_sleep_seconds": enqueue_sleep_seconds,
         "max_enqueued_jobs": max_enqueued_jobs,
+        "actor": actor,
+        "reason": reason,
         "dry_run": dry_run,
     }
     return _run_tick(Kind.DAILY, options.parse_daily, tick.daily_asked_for, given, as_json)
@@ -109,6 +113,8 @@ def backfill(
     enqueue_batch_size: BatchSizeOption = None,
     enqueue_sleep_seconds: Sleep = None,
     max_enqueued_jobs: MaxJobs = None,
+    actor: Actor = None,
+    reason: Reason = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
@@ -124,6 +130,8 @@ def backfill(
         "enqueue_batch_size": enqueue_batch_size,
         "enqueue_sleep_seconds": enqueue_sleep_seconds,
         "max_enqueued_jobs": max_enqueued_jobs,
+        "actor": actor,
+        "reason": reason,
         "dry_run": dry_run,
     }
     if backfill_days is not None:

@@ -31,6 +31,8 @@ from worker_scheduler.redaction import escape_control_characters, show
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}")
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _MAX_LOGIN_LENGTH = 255
+_LONGEST_ACTOR = 200
+_LONGEST_REASON = 1000
 
 
 def _items(value: object) -> list[str]:
@@ -91,6 +93,21 @@ def _text(value: object) -> object:
     return value
 
 
+def _label(longest: int) -> BeforeValidator:
+    """Reads text for people: blanks around it do not count, and no text is the same as none."""
+
+    def read(value: object) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise ValueError("must be text")
+        if len(value.strip()) > longest:
+            raise ValueError("is too long")
+        return escape_control_characters(value.strip()) or None
+
+    return BeforeValidator(read)
+
+
 Options = TypeVar("Options", bound=BaseModel)
 Flag = Annotated[bool, BeforeValidator(_flag), Allowed("true or false")]
 Day = Annotated[datetime.date | None, BeforeValidator(_date), Allowed("a day as YYYY-MM-DD")]
@@ -106,16 +123,27 @@ Campaign = Annotated[
     BeforeValidator(_text),
     Allowed(f"{partition_keys.CAMPAIGN.pattern}, without --partition-key"),
 ]
+Actor = Annotated[
+    str | None, _label(_LONGEST_ACTOR), Allowed(f"text of at most {_LONGEST_ACTOR} characters")
+]
+Reason = Annotated[
+    str | None, _label(_LONGEST_REASON), Allowed(f"text of at most {_LONGEST_REASON} characters")
+]
 
 
 class TickOptions(BaseModel):
-    """The options of every tick. None: the setting of the same name applies."""
+    """The options of every tick. None: the setting of the same name applies.
+
+    actor, reason: who is behind the request, and why; for the history of requests only.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     enqueue_batch_size: values.BatchSize | None = None
     enqueue_sleep_seconds: values.Seconds | None = None
     max_enqueued_jobs: values.JobCount | None = None
+    actor: Actor = None
+    reason: Reason = None
     dry_run: Flag = False
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from worker_scheduler.clock import Clock
-from worker_scheduler.errors import BadInput, SchedulerError
+from worker_scheduler.errors import BadInput
 from worker_scheduler.ledger import control, requests, schema
 from worker_scheduler.ledger.control import ControlledRun
 from worker_scheduler.ledger.database import Database
@@ -38,21 +38,9 @@ class Request:
         """The key of the partition."""
         return self.asked.partition_key or ""
 
-    @contextmanager
-    def refusals_recorded(self) -> Iterator[None]:
-        """Notes in sync_requests why the block was refused. Without Postgres there is no note."""
-        try:
-            yield
-        except SchedulerError as error:
-            with suppress(SchedulerError), self.database.autocommit() as connection:
-                requests.record(
-                    connection,
-                    self.asked,
-                    outcome=error.outcome.value,
-                    now=self.clock(),
-                    detail=str(error),
-                )
-            raise
+    def refusals_recorded(self) -> AbstractContextManager[None]:
+        """Notes in sync_requests why the block was refused."""
+        return requests.refusals_recorded(self.database, self.clock, self.asked)
 
     def change_run(
         self, change: Callable[[Connection, ControlledRun, datetime], str]
@@ -84,7 +72,7 @@ class Request:
         return outcome
 
     def _record(self, connection: Connection, outcome: str, now: datetime, run_id: UUID | None) -> None:
-        requests.record(connection, self.asked, outcome=outcome, now=now, run_id=run_id)
+        requests.record(connection, self.asked, outcome, now=now, run_id=run_id)
 
 
 def _unknown(key: str, keys: list[str]) -> BadInput:

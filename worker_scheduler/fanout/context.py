@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4
 
 from worker_scheduler.clock import Clock
 from worker_scheduler.config.settings import Settings
@@ -24,7 +25,8 @@ class TickContext:
     for the tick, as the run's row records it. dispatcher_requests: how to ask for more dispatchers, and
     what to do when the queue of the jobs is full. dispatch_sender: sends a handover in the place of a
     lost one. on_opened: gets the report once this tick has opened its run; not called if the tick joins
-    another one.
+    another one. actor: who is behind a request whose options name nobody. request_id: the id of the request
+    in the history; a task that is executed again has the same.
     """
 
     settings: Settings
@@ -38,6 +40,8 @@ class TickContext:
     dispatcher_requests: DispatcherRequests
     dispatch_sender: DispatchSender
     on_opened: Callable[[Report], None] = lambda _: None
+    actor: str = "unknown"
+    request_id: UUID = field(default_factory=uuid4)
 
     @property
     def relation(self) -> UsersRelation:

@@ -13,12 +13,13 @@ from worker_scheduler import logs, partition_keys
 from worker_scheduler.config.options import DailyOptions
 from worker_scheduler.config.settings import Settings
 from worker_scheduler.errors import StoreRefused
-from worker_scheduler.fanout import tick
+from worker_scheduler.fanout import asking, tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.report import Report
-from worker_scheduler.ledger import control, daily_runs, months, origin, runs
+from worker_scheduler.ledger import control, daily_runs, months, origin, requests, runs
 from worker_scheduler.ledger.origin import Origin
 from worker_scheduler.ledger.tables import Kind, RunState
+from worker_scheduler.outcome import Outcome
 from worker_scheduler.slots import Calendar, Slot, local_date
 
 log = logs.get_logger(__name__)
@@ -92,6 +93,7 @@ def start_triggered(
     if any(report.partition_key == partition_key for report in reports):
         return reports
     if _is_missed(context, partition_key) or _is_paused(context):
+        _record_nothing_to_do(context, options, partition_key)
         return reports
     if latest is not None and partition_key == partition_keys.daily_partition(latest.day):
         return [*reports, tick.daily(context, options, latest)]
@@ -199,6 +201,15 @@ def _note_missed(context: TickContext, missed: tuple[Slot, ...], because: str | 
         if noted:
             log.warning("day missed", partition_key=partition_key, because=because or "not triggered")
     return refused
+
+
+def _record_nothing_to_do(context: TickContext, options: DailyOptions, partition_key: str) -> None:
+    if options.dry_run:
+        return
+    asked = asking.asked(context, options, Kind.DAILY, partition_key)
+    outcome, why = Outcome.NOTHING_TO_DO.value, "the day is noted as missed"
+    with context.database.autocommit() as connection:
+        requests.record(connection, asked, outcome, now=context.clock(), detail=why)
 
 
 def _is_missed(context: TickContext, partition_key: str) -> bool:

@@ -14,9 +14,10 @@ from worker_scheduler import logs
 from worker_scheduler.errors import Refused
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.tick_lock import TickLock
-from worker_scheduler.ledger import control, months, runs
+from worker_scheduler.ledger import control, months, requests, runs
 from worker_scheduler.ledger.control import Cancel, Pause
 from worker_scheduler.ledger.locks import Holder
+from worker_scheduler.ledger.requests import Asked
 from worker_scheduler.ledger.runs import NewRun, Run, RunIdTaken
 from worker_scheduler.ledger.tables import Kind
 
@@ -69,8 +70,9 @@ def _way_on(partition_key: str, stopped: Pause | Cancel) -> str:
     return f"partition {partition_key} is paused, {since}: `scheduler resume {partition_key}` first"
 
 
-def open_run(context: TickContext, new: NewRun, lock: TickLock | None) -> Opened:
-    """Opens the run of a partition and takes the lock, or joins the tick of the partition that has it.
+def open_run(context: TickContext, new: NewRun, lock: TickLock | None, asked: Asked) -> Opened:
+    """Opens the run of a partition and takes the lock, or joins the tick of the partition that has it. What
+    asked for that is recorded with it.
 
     lock: None if locks are switched off. The id of `new` counts if the partition has no run yet. Raises
     Refused if another partition's tick has the lock, or if the partition belongs to another run.
@@ -82,12 +84,12 @@ def open_run(context: TickContext, new: NewRun, lock: TickLock | None) -> Opened
         # The id is needed early only for chosen users: their rows are stored before the run, under its id.
         known = None if new.selected_user_ids is None else _run_id_of(context, new.partition_key)
         try:
-            return _open(context, new if known is None else replace(new, run_id=known), lock)
+            return _open(context, new if known is None else replace(new, run_id=known), lock, asked)
         except RunIdTaken:
             continue  # another process has made the run since the look
 
 
-def _open(context: TickContext, new: NewRun, lock: TickLock | None) -> Opened:
+def _open(context: TickContext, new: NewRun, lock: TickLock | None, asked: Asked) -> Opened:
     with context.database.transaction() as connection:  # a refusal rolls it back
         now = context.clock()
         run = runs.open_run(connection, new, now=now, leased_until=context.settings.lease.until(now))
@@ -97,7 +99,10 @@ def _open(context: TickContext, new: NewRun, lock: TickLock | None) -> Opened:
         if new.selected_user_ids:  # which may have taken seconds to store
             runs.renew(connection, run.run_id, context.settings.lease.until(context.clock()))
         # The lock comes last, since its holder's heartbeat waits for this transaction.
-        return Opened(run, None if lock is None else lock.acquire(connection))
+        joined = None if lock is None else lock.acquire(connection)
+        outcome = "opened" if joined is None else "joined"
+        requests.record(connection, asked, outcome, now=now, run_id=run.run_id)
+        return Opened(run, joined)
 
 
 def _run_id_of(context: TickContext, partition_key: str) -> UUID | None:

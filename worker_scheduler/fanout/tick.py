@@ -17,12 +17,13 @@ from typing import TypeVar
 from worker_scheduler import partition_keys
 from worker_scheduler.config.options import BackfillOptions, DailyOptions, TickOptions
 from worker_scheduler.errors import BadInput, SchedulerError
-from worker_scheduler.fanout import opening, pipeline, selection
+from worker_scheduler.fanout import asking, opening, pipeline, selection
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.report import Report
 from worker_scheduler.fanout.selection import Selection
 from worker_scheduler.fanout.tick_lock import TickLock
-from worker_scheduler.ledger import batches, months, runs, schema, users
+from worker_scheduler.ledger import batches, months, requests, runs, schema, users
+from worker_scheduler.ledger.requests import Asked
 from worker_scheduler.ledger.runs import NewRun, Run
 from worker_scheduler.ledger.tables import Kind
 from worker_scheduler.outcome import Outcome
@@ -45,6 +46,10 @@ class _Request:
     backfill_days: int | None
     options: TickOptions
     slot: datetime | None = None
+
+    def asked(self, context: TickContext) -> Asked:
+        """The request as the history has it."""
+        return asking.asked(context, self.options, self.kind, self.partition_key, self.slot)
 
 
 def daily_asked_for(context: TickContext, options: DailyOptions) -> Report:
@@ -164,6 +169,8 @@ def _reporting(context: TickContext, request: _Request) -> Iterator[Report]:
         yield report
     except SchedulerError as error:
         report.end(error)
+        if report.run_id is None and not request.options.dry_run:
+            requests.record_refusal(context.database, context.clock, request.asked(context), error)
     if started is not None:
         report.duration_seconds = (context.clock() - started).total_seconds()
 
@@ -185,7 +192,7 @@ def _tick(context: TickContext, request: _Request, selected: Selection, report: 
     if request.options.dry_run:
         _dry_run(context, request, lock, selected, report)
         return
-    opened = opening.open_run(context, _new_run(context, request, selected), lock)
+    opened = opening.open_run(context, _new_run(context, request, selected), lock, request.asked(context))
     report.run_id = opened.run.run_id
     if opened.joined is not None:
         report.join(opened.joined.acquired_at, _unused(request.options))

@@ -12,9 +12,12 @@ from worker_scheduler.fanout import due_days, pipeline, tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.fanout.dispatcher_requests import ReconcileRequests
 from worker_scheduler.ledger import backoff, run_ends, runs
+from worker_scheduler.ledger.requests import id_of_task
 from worker_scheduler.ledger.runs import Run
 from worker_scheduler.ledger.tables import RunState
 from worker_scheduler.maintenance.failures import Failures, postgres_answers, stores_answer
+
+_CATCHING_UP = id_of_task("reconcile")
 
 
 def abandoned_runs(context: TickContext) -> int:
@@ -47,7 +50,9 @@ def _back_off(context: TickContext, run: Run) -> None:
 
 def missed_slots(context: TickContext) -> int:
     """Starts due slots that have no run, or notes them as MISSED. Raises the first failure."""
-    reports = due_days.start_due(context, DailyOptions())
+    # The same request in each pass, so that a day that is refused again and again has one row.
+    asking = replace(context, actor="reconcile", request_id=_CATCHING_UP)
+    reports = due_days.start_due(asking, DailyOptions())
     failures = Failures(stores_answer(context))
     for report in reports:
         if report.failure is not None:

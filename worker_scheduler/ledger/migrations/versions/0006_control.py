@@ -248,8 +248,7 @@ BEGIN
                 ' ON sync_jobs TO %I', given.rolname);
         END IF;
         IF given.schedules THEN
-            EXECUTE format('GRANT SELECT, INSERT, DELETE ON sync_requests, sync_job_events TO %I',
-                given.rolname);
+            EXECUTE format('GRANT SELECT, INSERT ON sync_requests, sync_job_events TO %I', given.rolname);
             EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON sync_retries, sync_run_samples,'
                 ' sync_queue_samples TO %I', given.rolname);
             EXECUTE format('GRANT SELECT, UPDATE ON sync_schedule TO %I', given.rolname);
