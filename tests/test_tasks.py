@@ -324,3 +324,31 @@ def test_a_message_whose_job_cannot_be_claimed_goes_back_into_the_queue(
         all_final(ledger)
     wait_until(lambda: broker.unacknowledged() == 0 and not broker.counts(), 30, "no message left")
     signals.task_prerun.disconnect(begin)
+
+
+def test_the_verbs_that_steer_are_tasks_too(call_task: CallTask, ledger: Ledger) -> None:
+    make_users(ledger.url, 3)
+    key = "daily:2026-11-23"
+    call_task("scheduler.daily_tick", date="2026-11-23")
+    all_final(ledger)
+    paused = call_task("scheduler.pause", key=key, until="2h", reason="a test", actor="ann")
+    assert (paused["outcome"], paused["until"] is None) == ("paused", False)
+    assert call_task("scheduler.resume", key=key)["outcome"] == "resumed"
+    assert call_task("scheduler.cancel", key=key)["outcome"] == "cancelled"
+    assert ledger.value("SELECT state FROM sync_runs") == "FINISHED"
+    refused = call_task("scheduler.retry", key=key, only="failed")
+    assert f"scheduler retry {key} --only cancelled" in str(refused)
+    assert call_task("scheduler.retry", key=key, only="cancelled")["jobs"] == 0
+    unknown = call_task("scheduler.pause", key="daily:2026-11-24")
+    assert "there is no run of 'daily:2026-11-24': the nearest are daily:2026-11-23" in str(unknown)
+    recorded = ledger.rows("SELECT verb, actor, source, outcome FROM sync_requests ORDER BY requested_at")
+    assert [(row["verb"], row["outcome"]) for row in recorded[1:]] == [
+        ("pause", "paused"),
+        ("resume", "resumed"),
+        ("cancel", "cancelled"),
+        ("retry", "refused"),
+        ("retry", "retried"),
+        ("pause", "refused"),
+    ]
+    assert recorded[1]["actor"] == "ann"
+    assert all(row["source"].startswith("task ") for row in recorded)

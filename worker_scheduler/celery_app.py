@@ -53,7 +53,10 @@ def _module_from(file: Path) -> ModuleType:
 
 def _create_app() -> Celery:
     app = checked_app.create(
-        "worker_scheduler", _our_celeryconfig(), include=["worker_scheduler.tasks"], amqp=GatedMessages
+        "worker_scheduler",
+        _our_celeryconfig(),
+        include=["worker_scheduler.tasks", "worker_scheduler.steering_tasks"],
+        amqp=GatedMessages,
     )
     settings = load()
     app.conf.beat_schedule = {
