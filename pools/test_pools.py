@@ -254,6 +254,24 @@ def require_handed_back(site: Site, worker: Process) -> None:
     assert not (site.folder / "ended").exists()
 
 
+def test_a_worker_that_is_told_to_stop_at_once_hands_its_job_back(
+    pool: str, site: Site, start: Start
+) -> None:
+    """By a deployment, whose grace ends before the job does: that costs the job no attempt."""
+    with start("waits", "worker.soft_shutdown_timeout=1") as worker:
+        wait_for_handler(site)
+        worker.send(signal.SIGQUIT)
+        job = wait_for(site, FIRST_USER, "PENDING")
+        assert (job["error_message"], job["interruptions"], job["attempts_allowed"]) == (None, 1, 4)
+        assert (job["leased_until"], job["not_before"] is None) == (None, False)
+        site.go()
+        worker.wait(SECONDS)
+        assert "Unrecoverable error" not in worker.log()
+        assert "set aside" not in worker.log()
+    assert job_of(site, FIRST_USER)["status"] == "PENDING"
+    assert times_begun(site) == 1
+
+
 def test_a_second_message_of_a_job_does_nothing(site: Site, start: Start) -> None:
     from worker_scheduler import app
 

@@ -44,6 +44,7 @@ log = logs.get_logger(__name__)
 
 watchdog_signals.connect()
 worker_signals.connect()
+app.steps["worker"].add(worker_signals.StopNotice)
 
 
 class JobFailed(Exception):

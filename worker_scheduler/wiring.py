@@ -162,10 +162,9 @@ def watchdog(worker_name: str) -> Watchdog:
     """The watchdog of a worker's main process, which starts overdue reconcile passes."""
     settings = load()
     database = open_database(settings, size=1)
-    worker_id = str(os.getpid())
 
     def command(begun_at: datetime) -> list[str]:
-        arguments = (worker_id, worker_name, begun_at.isoformat())
+        arguments = (worker_name, begun_at.isoformat())
         return child_process.command("worker_scheduler.pass_process", "main", *arguments)
 
     return Watchdog(
@@ -179,16 +178,24 @@ def watchdog(worker_name: str) -> Watchdog:
 def process_worker() -> Worker:
     """This process's worker, which keeps its connections from job to job. Raises ConfigurationError."""
     # Per process: a connection that was opened before a fork must not be used by both processes.
-    return _worker_of(os.getpid())
+    process_id = os.getpid()
+    worker = _workers.get(process_id)
+    # Two threads may come here at the same moment, and both must get the same. No lock: a signal's handler
+    # comes here, too, and a process that is forked would inherit it.
+    return worker or _workers.setdefault(process_id, _new_worker())
 
 
-@cache
-def _worker_of(_process_id: int) -> Worker:
+_workers: dict[int, Worker] = {}
+"""Those that `process_worker` has made, by the id of their process."""
+
+
+def _new_worker() -> Worker:
     settings = load()
     url = settings.database_url.get_secret_value()
     # Connections are opened as they are needed: one job at a time needs one of each. The jobs of a pool of
-    # threads share two. If the ends of two jobs wait for locks, the heartbeat and its clock have theirs.
-    heartbeat_database = Database(url, size=2, repetitive=True)
+    # threads share two. If the ends of two jobs wait for locks, the heartbeat, its clock and the time limit
+    # have theirs.
+    heartbeat_database = Database(url, size=3, repetitive=True)
     return Worker(
         database=Database(url, size=2, repetitive=True),
         clock=ledger_clock(heartbeat_database, settings.lease),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from billiard.process import current_process
-from celery import Task
+from celery import Task, bootsteps
 from celery.signals import (
     celeryd_after_setup,
     task_revoked,
@@ -87,7 +88,23 @@ def _enter_memory(**_: Any) -> None:
 _watching = ExitStack()
 
 
-def _watch_pool(**_: Any) -> None:
+class StopNotice(bootsteps.StartStopStep):  # type: ignore[misc] # Celery has no types
+    """Notes that the worker is being stopped, whatever stops it: the remote control sends no signal."""
+
+    def close(self, worker: Any) -> None:
+        """Called before any part of the worker is stopped."""
+        memory = pool_memory.shared()
+        if memory is not None:
+            memory.note_stop()
+
+    def terminate(self, worker: Any) -> None:
+        """Waits for what is being recorded: a cold shutdown ends without the signal `worker_shutdown`."""
+        _recorder.close()
+
+
+def _watch_pool(sender: Any, **_: Any) -> None:
+    if sender.pool.__module__ == "celery.concurrency.gevent":
+        stop_signals.handle_in_greenlets()
     memory = pool_memory.shared()
     if memory is None:
         return
@@ -144,11 +161,22 @@ class _Listener:
         """The job is revoked, whoever runs it."""
         _skip_revoked(job_id, killed=True, wait_seconds=_QUICKLY_SECONDS)
 
-    def cancelled(self) -> None:
-        """What is cancelled now is handed back."""
+    def cancelled(self, pid: int | None, job_id: UUID | None) -> bool:
+        """What is cancelled now is handed back: by its process in a prefork pool, in others from here."""
         memory = pool_memory.shared()
         if memory is not None:
             memory.note_stop()
+            held = None if pid is None else memory.held_by(pid)
+            if held is not None and held.job_id == job_id:
+                processes = wiring.lost_processes(memory)
+                later = partial(processes.hand_back_if_stuck, held, time.monotonic())
+                _recorder.note(later, job_id=str(job_id))
+            return False
+        hand_back = None if job_id is None else wiring.process_worker().take_from_runner(job_id)
+        if hand_back is None:
+            return False
+        _recorder.note(hand_back, _QUICKLY_SECONDS, job_id=str(job_id))
+        return True
 
 
 def _end_revoked_job(sender: Task, request: Any, terminated: bool, **_: Any) -> None:

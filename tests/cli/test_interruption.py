@@ -5,13 +5,14 @@ import re
 import signal
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import Outcome, as_process
+from tests.support.command_line import Outcome, as_process, outcome_of
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
 from tests.support.processes import Process, started
@@ -25,6 +26,7 @@ from worker_scheduler.ledger.tables import Kind
 
 Scheduler = Callable[..., Outcome]
 
+ROOT = Path(__file__).resolve().parents[2]
 DAY = "2026-11-23"
 KEY = f"daily:{DAY}"
 SLOW = ["daily", "--date", DAY, "--enqueue-batch-size", "10", "--enqueue-sleep-seconds", "60"]
@@ -95,6 +97,59 @@ def test_a_tick_that_stored_no_run_says_so(
 
 
 WAITING = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted"
+
+
+@BOTH
+def test_a_command_whose_modules_are_still_being_loaded_says_so(
+    sent: signal.Signals, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """That takes a second, in which somebody who sees a wrong date presses Ctrl-C."""
+    slow = "import pathlib, time; pathlib.Path('loading').touch(); time.sleep(60)"
+    (tmp_path / "typer.py").write_text(slow)
+    environment |= {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with ticking(environment, tmp_path, "daily", "--date", DAY) as tick:
+        wait_until((tmp_path / "loading").exists, 30, "the first slow module")
+        tick.send(sent)
+        assert tick.wait(30) == 130
+    assert tick.log() == "scheduler: interrupted; nothing was begun\n"
+
+
+def test_the_installed_command_begins_in_the_same_way() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"scheduler": "worker_scheduler.__main__:main"}
+
+
+def test_a_signal_that_is_ignored_stays_ignored(environment: dict[str, str], tmp_path: Path) -> None:
+    """As Ctrl-C is by `nohup`, and by a shell's background job."""
+    code = (
+        "import atexit, sys; from signal import *; signal(SIGINT, SIG_IGN); sys.argv[1:] = ['--help']\n"
+        "atexit.register(lambda: print(getsignal(SIGINT) is SIG_IGN))\n"
+        "from worker_scheduler.__main__ import main; main()"
+    )
+    ended = outcome_of([sys.executable, "-c", code], environment, ROOT)
+    assert ended.stdout.endswith("True\n")
+
+
+def test_a_signal_before_the_run_is_stored_leaves_no_run(
+    environment: dict[str, str], ledger: Ledger, broker: Broker, tmp_path: Path
+) -> None:
+    """While Celery is loaded, which takes longer than all the rest."""
+    make_users(ledger.url, 1)
+    code = (
+        "import os, signal, sys; from contextlib import contextmanager\n"
+        "from worker_scheduler import wiring; from worker_scheduler.cli import main\n"
+        "opened = wiring.tick_context\n"
+        "@contextmanager\n"
+        "def interrupted(*arguments):\n"
+        "    with opened(*arguments) as context:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        yield context\n"
+        f"wiring.tick_context = interrupted; sys.argv[1:] = ['daily', '--date', '{DAY}']; main()"
+    )
+    ended = outcome_of([sys.executable, "-c", code], environment, ROOT)
+    assert ended.status == 130
+    assert ended.error == "interrupted; no run was stored: run the same command again"
+    assert (ledger.count(), broker.counts()) == (0, {})
 
 
 @BOTH

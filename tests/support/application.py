@@ -28,9 +28,8 @@ def _forget() -> None:
     for name in _MADE_FROM_THE_ENVIRONMENT:
         sys.modules.pop(f"worker_scheduler.{name}", None)
         vars(worker_scheduler).pop(name, None)
-    if wiring._worker_of.cache_info().currsize:
-        worker = wiring._worker_of(os.getpid())
+    worker = wiring._workers.pop(os.getpid(), None)
+    if worker is not None:
         for database in (worker.database, worker.heartbeat_database):
             if database is not None:
                 database.dispose()
-        wiring._worker_of.cache_clear()

@@ -2,7 +2,9 @@
 
 import ctypes
 import os
+import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from worker_scheduler.worker import JobTimeout, SyncJob
@@ -69,6 +71,21 @@ def hold_the_gil(job: SyncJob) -> None:
     mutex = ctypes.create_string_buffer(128)
     for _ in range(2):  # a mutex that is locked twice is waited for, for ever
         libc.pthread_mutex_lock(mutex)
+
+
+def swallow_everything(job: SyncJob) -> None:
+    """Goes on whatever it is told, as a loop over accounts with a bare `except` does."""
+    _note(job)
+    while not _go():
+        with suppress(BaseException):
+            _wait(90)
+
+
+def die_of_sigterm(job: SyncJob) -> None:
+    """Leaves SIGTERM to the system, as asyncio does with a handler of its own that it removes."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _note(job)
+    _wait(90)
 
 
 def sleep_for_ever(job: SyncJob) -> None:

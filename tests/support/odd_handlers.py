@@ -81,6 +81,36 @@ class Decorated:
     __call__ = passes_on(coroutine)
 
 
+class Strict:
+    """A class whose objects raise an error of their own for a name that they do not have."""
+
+    def __getattr__(self, name: str) -> object:
+        raise LookupError(name)
+
+    def __call__(self, job: SyncJob) -> None:
+        ran.append("strict")
+
+
+class AsyncStrict(Service):
+    """The same with an async `__call__`."""
+
+    __getattr__ = Strict.__getattr__
+
+
+class Lazy:
+    """A proxy that cannot say what it stands for, such as one outside of its context."""
+
+    @property  # type: ignore[misc] # Python allows it, and proxies do it
+    def __class__(self) -> Any:
+        raise RuntimeError("no context")
+
+    def __bool__(self) -> bool:
+        raise ValueError("ambiguous")
+
+    def __call__(self, job: SyncJob) -> None:
+        ran.append("lazy")
+
+
 decorated = passes_on(passes_on(coroutine))
 decorated_generator = passes_on(generator)
 cached = lru_cache(coroutine)
@@ -88,6 +118,7 @@ async_partial = partial(coroutine)
 partial_of_decorated = partial(passes_on(partial(coroutine)))
 async_object = Service()
 async_method = Service().sync
+async_strict = AsyncStrict()
 decorated_object = Decorated()
 a_text = "text"
 
@@ -97,6 +128,8 @@ plain_object = Plain()
 plain_method = Service().plain
 decorated_plain = passes_on(Service().plain)
 run_by_decorator = runs_it(coroutine)
+strict_object = Strict()
+lazy_object = Lazy()
 
 
 def returns_a_coroutine(job: SyncJob) -> object:

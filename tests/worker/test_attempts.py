@@ -1,5 +1,7 @@
 """How many attempts a job has, and what a stopped worker's interruption does to that number."""
 
+import importlib
+import sys
 from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
@@ -41,6 +43,15 @@ def test_two_of_three_interruptions_cost_no_attempt(deployment: Deployment) -> N
     assert counts == [(1, 4, 1), (2, 5, 2), (3, 5, 3), (4, 6, 4), (5, 7, 5), (6, 7, 6)]
     job = deployment.run(job_id, RetryLater(delay=0))
     assert (job["status"], job["error_message"]) == ("FAILED", "gave up after 7 attempts: RetryLater")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no gevent")
+def test_a_greenlet_that_is_killed_hands_its_job_back(deployment: Deployment) -> None:
+    """By a cold shutdown, also of another code base's worker; `control terminate` makes it SKIPPED then."""
+    (job_id,) = deployment.jobs(1)
+    killed = importlib.import_module("greenlet").GreenletExit()
+    job = deployment.retrying("all").run(job_id, killed)
+    assert (job["status"], job["error_message"], job["interruptions"]) == ("PENDING", None, 1)
 
 
 def test_a_job_that_hangs_through_every_restart_ends(deployment: Deployment) -> None:

@@ -3,14 +3,16 @@
 import importlib
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.ledger import Ledger
 from tests.support.messages import Broker
-from tests.support.processes import Process, celery, started
+from tests.support.processes import Process, alive, celery, started
 from tests.support.users import make_users
 from tests.support.waiting import wait_until
 from worker_scheduler import logs
@@ -62,6 +64,38 @@ def test_only_pool_processes_import_the_handler(
     by_pool = imported() - {(checked_by, main)}
     assert 1 <= len(by_pool) <= 2
     assert all(parent == main and own != main for own, parent in by_pool)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_main_process_does_not_import_it_to_learn_what_is_tried_again(
+    deployed: None, environment: dict[str, str], ledger: Ledger, tmp_path: Path
+) -> None:
+    """It ends a job whose handler goes on 30 s after its time limit, and errors of the handler's module are
+    tried again.
+    """
+    from tests.support.contexts import context_at
+    from worker_scheduler.clock import utc_now
+
+    goes_on = """
+class Busy(Exception): ...
+def goes_on(job):
+    while True:
+        try: time.sleep(600)
+        except BaseException: pass
+"""
+    make_users(ledger.url, 1)
+    handler_module(tmp_path, NOTED + "import time" + goes_on)
+    environment |= {"SYNC_RETRY_ON": "their_handler.Busy", "JOB_TIMEOUT_SECONDS": "1"}
+    process = worker(environment, tmp_path, "their_handler:goes_on")
+    with started(process), context_at(utc_now) as context:
+        process.wait_for_log("ready.")
+        tick.daily(context, DailyOptions())
+        process.wait_for_log("process killed, its job went on", 90)
+        assert ledger.states() == {"FAILED": 1}
+        importers = {int(noted.name.split("-")[1]) for noted in tmp_path.glob("imported-*")}
+    assert len(importers) == 2  # the check, and one process of the pool
+    assert process.pid not in importers
 
 
 @pytest.mark.slow
@@ -119,13 +153,48 @@ def test_a_module_whose_import_does_not_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(handler_check, "_LONGEST_IMPORT_SECONDS", 1.5)
     note = f"import os, pathlib, time; pathlib.Path({str(tmp_path)!r}, 'pid').write_text(str(os.getpid()))"
-    with pytest.raises(ConfigurationError) as caught:
-        check_handler(handler_module(tmp_path, f"{note}\ntime.sleep(600)", "endless"))
-    assert str(caught.value) == "SYNC_HANDLER='endless:handle': its module was not imported within 1.5 s"
+    handler = handler_module(tmp_path, f"{note}\ntime.sleep(600)", "endless")
+    for seconds in (1.5, 6, 24, 96):  # until the process gets as far as the module, on a busy machine
+        monkeypatch.setattr(handler_check, "_LONGEST_IMPORT_SECONDS", seconds)
+        with pytest.raises(ConfigurationError) as caught:
+            check_handler(handler)
+        text = f"SYNC_HANDLER='endless:handle': its module was not imported within {seconds:g} s"
+        assert str(caught.value) == text
+        if (tmp_path / "pid").exists():
+            break
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_class_whose_import_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handler_check, "_LONGEST_IMPORT_SECONDS", 1.5)
+    with pytest.raises(ConfigurationError, match=r"SYNC_RETRY_ON='tests.support.hanging_module.Busy'"):
+        check_handler("tests.support.handlers:complete", "tests.support.hanging_module.Busy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_the_process_that_checks_ends_with_a_worker_that_is_stopped(
+    sent: signal.Signals, deployed: None, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Celery handles no signal yet. Otherwise each start of a worker could leave a process that hangs."""
+
+    def checking() -> list[psutil.Process]:
+        noted = [int(noted.name.split("-")[1]) for noted in tmp_path.glob("imported-*")]
+        return [psutil.Process(pid) for pid in noted]
+
+    process = worker(
+        environment, tmp_path, handler_module(tmp_path, f"{NOTED}import time; time.sleep(600)")
+    )
+    with started(process):
+        (child,) = wait_until(checking, 60, "the import")
+        try:
+            process.send(sent)
+            assert process.wait(30) == -sent
+            wait_until(lambda: not alive(child), 30, "the end of the check")
+        finally:
+            child.kill()
 
 
 def test_the_check_finds_what_the_worker_would_find(

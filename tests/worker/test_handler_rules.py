@@ -34,6 +34,7 @@ REFUSED = {
     "async_object": "an object with an async function as its __call__",
     "decorated_object": "an object with an async function as its __call__",
     "async_method": "an async function",
+    "async_strict": "an object with an async function as its __call__",
     "decorated": "a decorator around an async function",
     "decorated_generator": "a decorator around a generator function",
     "cached": "a decorator around an async function",
@@ -42,7 +43,10 @@ REFUSED = {
     "no_argument": "a function that cannot be called with one argument",
     "two_arguments": "a function that cannot be called with one argument",
 }
-ACCEPTED = ["plain_partial", "plain_object", "plain_method", "decorated_plain", "run_by_decorator"]
+ACCEPTED = [
+    *("plain_partial", "plain_object", "plain_method", "decorated_plain", "run_by_decorator"),
+    *("strict_object", "lazy_object"),
+]
 FAILED = {
     "returns_a_coroutine": "a coroutine, which nobody awaits",
     "returns_a_started_coroutine": "a coroutine, which nobody awaits",
@@ -94,6 +98,15 @@ def test_a_handler_that_returns_work_fails_its_job(
     assert row["status"] == "FAILED"
     assert row["error_message"].startswith(f"UnfinishedWork: the handler returned {FAILED[name]}: ")
     assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("name", ["strict_object", "lazy_object"])
+def test_an_object_that_cannot_be_looked_at_may_be_returned(
+    name: str, deployed: None, job_id: UUID, ledger: Ledger
+) -> None:
+    process_worker().run(job_id, lambda _: getattr(odd_handlers, name))
+    row = ledger.job(job_id)
+    assert (row["status"], row["error_message"]) == ("COMPLETED", None)
 
 
 def test_no_warning_of_python_comes_beside_the_line(deployed: None, environment: dict[str, str]) -> None:

@@ -97,6 +97,31 @@ def test_a_signal_to_all_processes_hands_the_job_back(sent: signal.Signals, site
     assert "attempt lost" not in worker.log()
 
 
+@pytest.mark.parametrize("handler", ["hold_the_gil", "swallow_everything", "die_of_sigterm"])
+def test_a_job_whose_process_does_not_hand_it_back_is_handed_back(handler: str, site: Site) -> None:
+    """Nobody repairs the job here: it must be free before its lease runs out, and keep its attempt."""
+    with site.worker(f"{HANDLERS}:{handler}", "worker.soft_shutdown_timeout=1") as worker:
+        site.wait_for_attempt(1)
+        worker.send(signal.SIGQUIT)
+        job = wait_for(site, "PENDING")
+    assert (job["attempt"], job["interruptions"], job["error_message"]) == (1, 1, None)
+    assert job["attempts_allowed"] == 4
+
+
+def test_a_stop_by_remote_control_hands_the_job_back(site: Site) -> None:
+    """It sends no signal, and lets the job end; but then the platform ends the pool's processes."""
+    from worker_scheduler import app
+
+    with site.worker("until_told") as worker:
+        pid = site.wait_for_attempt(1)
+        worker.wait_for_log("ready.", SECONDS)
+        app.control.shutdown()
+        worker.wait_for_log("Got shutdown from remote", SECONDS)
+        os.kill(pid, signal.SIGTERM)
+        job = wait_for(site, "PENDING")
+    assert (job["attempt"], job["interruptions"], job["error_message"]) == (1, 1, None)
+
+
 def test_a_process_that_dies_with_a_duplicate_takes_nothing_from_the_other(site: Site) -> None:
     """A worker whose job runs, and another whose process waits to claim the same job when it is killed."""
     with site.worker("until_told") as worker, site.worker("until_told", name="other") as other:

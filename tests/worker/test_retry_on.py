@@ -1,7 +1,9 @@
 """SYNC_RETRY_ON: which errors of a handler are tried again."""
 
 import json
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 
@@ -9,7 +11,7 @@ import pytest
 
 from tests.support.command_line import Outcome
 from tests.support.contexts import NOON
-from tests.support.own_worker import Deployment
+from tests.support.own_worker import Deployment, raising
 from tests.support.site import Site
 from tests.support.waiting import wait_until
 from worker_scheduler.config.settings import load
@@ -17,6 +19,7 @@ from worker_scheduler.errors import ConfigurationError
 from worker_scheduler.maintenance import reconciler
 from worker_scheduler.worker import JobTimeout, RetryLater, SkipJob
 from worker_scheduler.worker.handler_check import check_handler
+from worker_scheduler.worker.pool_memory import PoolMemory
 from worker_scheduler.worker.retry_on import load_retry_on, loaded_at_first_error
 
 HANDLER = "tests.support.handlers:complete"
@@ -61,6 +64,77 @@ def test_an_error_is_tried_again_if_its_class_is_named(
     assert job["error_message"].startswith(type(error).__name__)
     if again:
         assert timedelta(seconds=15) <= job["not_before"] - NOON <= timedelta(seconds=30)
+
+
+@pytest.mark.parametrize(
+    ("value", "again"),
+    [
+        ("JobTimeout", True),
+        ("worker_scheduler.worker.types.JobTimeout", True),
+        ("BaseException", True),
+        ("builtins.BaseException", True),
+        ("TimeoutError", False),
+        ("tests.support.broken_module.Busy", False),
+        ("tests.support.broken_module.Busy,JobTimeout", True),
+    ],
+)
+def test_whether_a_timeout_is_tried_again_is_known_without_an_import(
+    value: str, again: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The main process of a prefork worker asks; its pool would share what the module opens."""
+    assert loaded_at_first_error(value)(JobTimeout()) is again
+    assert "tests.support.broken_module" not in sys.modules
+    assert caplog.text == ""
+
+
+def test_a_misspelt_name_does_not_keep_a_timeout_from_ending_its_job(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In another code base's task, which nothing checks before it starts."""
+    assert loaded_at_first_error("jobtimeout")(JobTimeout()) is False
+    assert "SYNC_RETRY_ON: jobtimeout is not a class of exceptions" in caplog.text
+
+
+def test_another_name_for_what_a_timeout_is_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "Busy", JobTimeout)
+    with pytest.raises(ConfigurationError, match="is JobTimeout: write JobTimeout"):
+        load_retry_on(BUSY)
+
+
+HANGING = "tests.support.hanging_module"
+
+
+def test_a_class_whose_import_hangs_is_no_reason_to_wait_in_a_pool(deployment: Deployment) -> None:
+    memory = PoolMemory()
+    memory.enter(0)
+    (job_id,) = deployment.jobs(1)
+    worker = replace(
+        deployment.worker,
+        retry_on=loaded_at_first_error(f"{HANGING}.Busy"),
+        timeout_seconds=1.0,
+        memory=memory,
+    )
+    worker.run(job_id, raising(ValueError("boom")))
+    job = deployment.ledger.job(job_id)
+    assert (job["status"], job["error_message"]) == ("FAILED", "timed out after 1 s")
+    assert HANGING not in sys.modules
+
+
+def test_a_class_whose_import_hangs_is_no_reason_to_wait_in_a_claim(deployment: Deployment) -> None:
+    (job_id,) = deployment.jobs(1)
+    retry_on = loaded_at_first_error(f"{HANGING}.Busy")
+    worker = replace(deployment.worker, retry_on=retry_on, timeout_seconds=1.0)
+
+    def body() -> None:
+        with worker.claim(job_id):
+            raise ValueError("boom")
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(body)
+        wait_until(lambda: deployment.ledger.job(job_id)["status"] == "FAILED", 30, "a FAILED job")
+        with pytest.raises(ValueError, match="boom"):
+            done.result(60)
+    assert deployment.ledger.job(job_id)["error_message"] == "timed out after 1 s"
 
 
 def test_the_last_attempt_fails_with_its_error(deployment: Deployment) -> None:
@@ -131,6 +205,26 @@ def test_a_class_that_cannot_be_imported_at_the_first_error_does_not_hide_the_er
     (job_id,) = deployment.jobs(1)
     job = replace(deployment, worker=lost).run(job_id, ValueError("boom"))
     assert (job["status"], job["error_message"]) == ("FAILED", "ValueError: boom")
+
+
+@pytest.mark.parametrize(
+    ("value", "again"),
+    [
+        ("none", False),
+        ("all", True),
+        ("my_app.Busy", False),
+        ("my_app.Busy,JobTimeout", True),
+        ("worker_scheduler.JobTimeout,my_app.Busy", True),
+        ("my_app.Busy,BaseException", True),
+        ("Exception", False),  # JobTimeout is none
+    ],
+)
+def test_for_a_time_limit_nothing_of_the_application_is_imported(
+    value: str, again: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The main process of a prefork worker asks, too. There is no `my_app` here."""
+    assert loaded_at_first_error(value)(JobTimeout()) == again
+    assert caplog.text == ""
 
 
 def test_names_are_found_through_any_path() -> None:

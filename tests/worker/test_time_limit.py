@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from types import FrameType
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -18,10 +19,16 @@ from tests.support.contexts import NOON
 from tests.support.own_worker import Deployment
 from tests.support.waiting import wait_until
 from worker_scheduler import wiring
+from worker_scheduler.errors import StoreUnavailable
 from worker_scheduler.leases import Lease
+from worker_scheduler.ledger import jobs
+from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.worker import JobTimeout, RetryLater, SkipJob, SyncJob
-from worker_scheduler.worker.pool_memory import PoolMemory
+from worker_scheduler.worker.endings import Ending
+from worker_scheduler.worker.lost_processes import LostProcesses
+from worker_scheduler.worker.overdue import RunningAttempts
+from worker_scheduler.worker.pool_memory import Held, PoolMemory
 from worker_scheduler.worker.time_limit import Alarm, NoInterruption, call
 
 # --- the alarm, which interrupts the main thread -----------------------------------------------------
@@ -104,6 +111,13 @@ def pooled(deployment: Deployment) -> Deployment:
     memory = PoolMemory()
     memory.enter(0)
     return replace(deployment, worker=replace(deployment.worker, timeout_seconds=1.0, memory=memory))
+
+
+def claim(deployment: Deployment, job_id: UUID) -> ClaimedJob:
+    with deployment.context.database.autocommit() as connection:
+        claimed = jobs.claim(connection, job_id, deployment.clock(), deployment.clock())
+    assert claimed is not None
+    return claimed
 
 
 def out_of_time() -> None:
@@ -195,6 +209,19 @@ def test_the_note_stays_if_the_process_ends_before_its_job_has(pooled: Deploymen
     assert (held.job_id, held.attempt, held.deadline) == (job_id, 1, 0.0)
 
 
+def test_the_main_process_does_not_wait_for_a_locked_row(pooled: Deployment) -> None:
+    """It would replace no other process while it waits."""
+    (job_id,) = pooled.jobs(1)
+    memory, worker = PoolMemory(), pooled.worker
+    processes = LostProcesses(memory, worker.database, worker.endings, 1.0)
+    held = Held(1, claim(pooled, job_id).attempt, 1.0, job_id)
+    with psycopg.connect(pooled.ledger.url) as other:
+        other.execute("SELECT FROM sync_jobs WHERE job_id = %s FOR UPDATE", [job_id])
+        with pytest.raises(StoreUnavailable, match="has locked the job's row"):
+            processes.time_out(held)
+    assert processes.time_out(held) == (JobStatus.FAILED, "timed out after 1 s")
+
+
 # --- code that cannot be interrupted: threads, solo, another code base's task ---------------------------
 
 
@@ -232,23 +259,6 @@ def test_a_job_in_a_thread_ends_in_the_ledger_while_its_code_goes_on(
     assert "lease lost" not in caplog.text
 
 
-def test_a_locked_row_holds_up_no_other_limit(threaded: Deployment) -> None:
-    first, second = threaded.jobs(2)
-    go = threading.Event()
-    with ThreadPoolExecutor(2) as threads, psycopg.connect(threaded.ledger.url) as other:
-        try:
-            threads.submit(threaded.worker.run, first, lambda _: go.wait(60))
-            wait_until(lambda: threaded.ledger.job(first)["attempt"] == 1, 30, "a running job")
-            other.execute("SELECT FROM sync_jobs WHERE job_id = %s FOR UPDATE", [first])
-            threads.submit(threaded.worker.run, second, lambda _: go.wait(60))
-            wait_until(lambda: threaded.ledger.job(second)["status"] == "FAILED", 20, "the other job's end")
-            assert threaded.ledger.job(first)["status"] == "RUNNING"
-            other.rollback()
-            wait_until(lambda: threaded.ledger.job(first)["status"] == "FAILED", 20, "its end")
-        finally:
-            go.set()
-
-
 def test_the_body_of_a_claim_has_a_limit_too(threaded: Deployment) -> None:
     (job_id,) = threaded.jobs(1)
     with pytest.raises(LookupError), threaded.worker.claim(job_id) as job:
@@ -256,6 +266,56 @@ def test_the_body_of_a_claim_has_a_limit_too(threaded: Deployment) -> None:
         wait_until(lambda: threaded.ledger.job(job_id)["status"] == "FAILED", 30, "the end of the job")
         raise LookupError("goes on to Celery")
     assert threaded.ledger.job(job_id)["error_message"] == "timed out after 1 s"
+
+
+def test_a_limit_that_cannot_end_its_job_tries_again(threaded: Deployment) -> None:
+    """Postgres was away. The heartbeats would keep the job RUNNING for as long as its code goes on."""
+    (job_id,) = threaded.jobs(1)
+    tries: list[ClaimedJob] = []
+
+    def end(job: ClaimedJob) -> Ending | None:
+        tries.append(job)
+        if len(tries) == 1:
+            raise StoreUnavailable("Postgres is away")
+        return Ending(JobStatus.FAILED, "timed out")
+
+    running = RunningAttempts(end, again_seconds=0.1)
+    with running.keep(claim(threaded, job_id), 0.0) as attempt:
+        wait_until(lambda: len(tries) == 2, 30, "a second try")
+        assert not attempt.take()
+        assert attempt.ended_elsewhere() == (JobStatus.FAILED, "timed out")
+        time.sleep(1)
+    assert len(tries) == 2
+
+
+def test_a_locked_row_holds_up_no_other_limit(
+    threaded: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    locked_job, other_job = threaded.jobs(2)
+    began, go = threading.Event(), threading.Event()
+
+    def handle(job: SyncJob) -> None:
+        began.set()
+        assert go.wait(60)
+
+    def status_of(job_id: UUID) -> str:
+        return str(threaded.ledger.job(job_id)["status"])
+
+    with ThreadPoolExecutor(2) as threads, psycopg.connect(threaded.ledger.url) as other:
+        try:
+            first = threads.submit(threaded.worker.run, locked_job, handle)
+            assert began.wait(30)
+            other.execute("SELECT FROM sync_jobs WHERE job_id = %s FOR UPDATE", [locked_job])
+            second = threads.submit(threaded.worker.run, other_job, handle)
+            wait_until(lambda: status_of(other_job) == "FAILED", 30, "the end of the other job")
+            assert status_of(locked_job) == "RUNNING"
+            other.rollback()
+            wait_until(lambda: status_of(locked_job) == "FAILED", 30, "the end of the job")
+        finally:
+            other.rollback()
+            go.set()
+        assert first.result(60) == second.result(60) == (JobStatus.FAILED, "timed out after 1 s")
+    assert caplog.text.count("timed-out job not ended") == 1
 
 
 def test_no_second_attempt_begins_beside_the_first(

@@ -4,10 +4,11 @@ import re
 import signal
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event, Thread
+from threading import Barrier, Event, Thread
 from uuid import UUID, uuid4
 
 import psycopg
@@ -21,6 +22,8 @@ from tests.support.processes import celery, started, worker_of
 from tests.support.site import KEY
 from tests.support.users import make_users, user_id
 from tests.support.waiting import wait_until
+from worker_scheduler import wiring
+from worker_scheduler.config import settings
 from worker_scheduler.errors import ConfigurationError, StoreUnavailable
 from worker_scheduler.wiring import process_worker
 from worker_scheduler.worker import SkipJob, SyncJob, claim, patience
@@ -347,3 +350,21 @@ class TestStarting:
         with pytest.raises(ConfigurationError) as caught:
             check_handler(handler)
         assert re.search(f"^SYNC_HANDLER='{re.escape(handler)}' {reason}", str(caught.value))
+
+
+def test_two_threads_that_ask_first_at_the_same_moment_get_the_same_worker(
+    deployed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each would know only its own attempts, and a second one could begin beside the first."""
+    both = Barrier(2)
+
+    def load_together() -> settings.Settings:
+        both.wait(30)
+        return settings.load()
+
+    monkeypatch.setattr(wiring, "load", load_together)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: process_worker(), range(2))
+    assert first is second is process_worker()
+    # From Python 3.12 on, these are not made under a lock either.
+    assert {"endings", "running", "shared_heartbeat"} <= vars(first).keys()

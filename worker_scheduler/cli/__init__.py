@@ -38,7 +38,9 @@ def main() -> None:
     """Runs the command of sys.argv and ends the process with its exit status."""
     # SIGTERM works like Ctrl-C: a tick gives back its claims, and the next one need not wait for their
     # leases to expire.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(sent) is not signal.SIG_IGN:
+            signal.signal(sent, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may know only ASCII

@@ -171,6 +171,7 @@ def _started(
                 interrupted.check()
 
             with wiring.tick_context(shared.requested_by(), on_progress) as context:
+                interrupted.check()
                 pausing = replace(context, pause=interrupted.pause, on_opened=opened.append)
                 return start(pausing, parsed)
     except KeyboardInterrupt:

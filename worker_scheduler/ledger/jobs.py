@@ -79,6 +79,8 @@ _POSTPONE = text(
     """
 )
 
+_LOCK_UNLESS_LOCKED = by_job("SELECT job_id FROM sync_jobs WHERE {job} FOR UPDATE SKIP LOCKED")
+
 _ATTEMPTS = """
     SELECT job_id, attempt
     FROM unnest(CAST(:job_ids AS uuid[]), CAST(:attempts AS smallint[])) AS given(job_id, attempt)
@@ -179,6 +181,12 @@ def postpone(connection: Connection, job_id: UUID, not_before: datetime) -> bool
     """Leaves a PENDING job PENDING, to be published again at `not_before`; False if it is not PENDING."""
     parameters = {"job_id": job_id, "not_before": not_before}
     return connection.execute(_POSTPONE, parameters).rowcount == 1
+
+
+def is_locked(connection: Connection, job: ClaimedJob) -> bool:
+    """Whether another transaction has locked the job's row, so that a change of it would wait."""
+    statement = _LOCK_UNLESS_LOCKED.for_attempt(connection, job)
+    return connection.execute(statement, parameters_of(job)).one_or_none() is None
 
 
 def in_groups(jobs: Iterable[ClaimedJob]) -> list[list[ClaimedJob]]:

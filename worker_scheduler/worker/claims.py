@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from uuid import UUID
 
@@ -28,15 +27,7 @@ from worker_scheduler.worker.retry_on import RetryOn, never
 from worker_scheduler.worker.returned import require_finished
 from worker_scheduler.worker.stopped_runs import StoppedRunsWatch
 from worker_scheduler.worker.termination import is_termination
-from worker_scheduler.worker.time_limit import (
-    GRACE_SECONDS,
-    Alarm,
-    GreenletTimer,
-    Interruption,
-    NoInterruption,
-    call,
-    greenlet_of_a_pool,
-)
+from worker_scheduler.worker.time_limit import call, limits
 from worker_scheduler.worker.types import RetryLater, SkipJob, SyncJob
 
 log = logs.get_logger(__name__)
@@ -65,6 +56,10 @@ class Worker:
     heartbeat_database: Database | None = None
     timeout_seconds: float | None = None
     memory: PoolMemory | None = None
+
+    def __post_init__(self) -> None:
+        # Made now: jobs in several threads must share them.
+        _ = self.endings, self.shared_heartbeat, self.running
 
     @cached_property
     def endings(self) -> Endings:
@@ -104,6 +99,7 @@ class Worker:
             except (SkipJob, RetryLater) as ending:
                 self._record(attempt, ending)
             except BaseException as error:  # sys.exit() and asyncio's cancellations end the body, too
+                self._load_retry_on(error)
                 self._record(attempt, error)
                 raise
             else:
@@ -120,14 +116,27 @@ class Worker:
         job = self.claimer.claim(job_id)
         if job is None:
             return None
-        interruption, limit_in_ledger = self._limits()
+        interruption, limit_in_ledger = limits(self.timeout_seconds, self._in_pool)
         with self._renewing(job, limit_in_ledger) as attempt, self._noting(job):
-            raised, timed_out = call(lambda: require_finished(handler(self._sync_job(job))), interruption)
+            raised, timed_out = call(lambda: self._call(handler, job), interruption)
             self._note(job, limit_seconds=None)  # nothing may interrupt what follows
             ending = self._record(attempt, raised, timed_out)
-        if raised is not None and is_termination(raised):
+        if raised is not None and is_termination(raised) and not attempt.handed_back:
             raise raised
         return ending
+
+    def take_from_runner(self, job_id: UUID) -> Callable[[], None] | None:
+        """Takes a job from the code that runs it in this process, since the worker is being stopped.
+        Whatever that code still does, its end changes nothing.
+
+        Returns what hands the job back in the ledger, to be called; None if the job is not here, or if its
+        end is being recorded.
+        """
+        attempt = self.running.take(job_id)
+        if attempt is None:
+            return None
+        self.shared_heartbeat.drop(attempt.job)
+        return partial(attempt.end, self.endings.hand_back)
 
     def answer_probe(self, probe_id: UUID) -> None:
         """Notes that a probe has come through its queue. Raises StoreUnavailable as `run` does."""
@@ -135,11 +144,13 @@ class Worker:
 
     def hand_back_all(self) -> None:
         """Makes the jobs that still run here due elsewhere, since this process is about to end."""
-        for job in self.running.take_all():
+        for job_id in self.running.ids():
+            hand_back = self.take_from_runner(job_id)
             try:
-                self.endings.hand_back(job)
+                if hand_back is not None:
+                    hand_back()
             except SchedulerError as error:  # its lease runs out
-                log.error("job not handed back", **naming(job), reason=str(error))
+                log.error("job not handed back", job_id=str(job_id), reason=str(error))
 
     def skip_revoked(self, job_id: UUID, killed: bool) -> None:
         """Records that a job was revoked, unless it has ended. killed: also if it runs.
@@ -155,17 +166,17 @@ class Worker:
         if retry_while_unavailable(step):
             log.info("job skipped, it was revoked", **self.claimer.told(job_id))
 
-    def _limits(self) -> tuple[Interruption, float | None]:
-        """What interrupts a handler in this thread, and when the limit ends its job in the ledger."""
-        seconds = self.timeout_seconds
-        if seconds is None:
-            return NoInterruption(), None
-        if self._in_pool and threading.current_thread() is threading.main_thread():
-            return Alarm(seconds), None  # the main process sees to what goes on after it
-        greenlet = greenlet_of_a_pool()
-        if greenlet is not None:
-            return GreenletTimer(greenlet, seconds), seconds + 2 * GRACE_SECONDS
-        return NoInterruption(), seconds
+    def _call(self, handler: Callable[[SyncJob], object], job: ClaimedJob) -> None:
+        try:
+            require_finished(handler(self._sync_job(job)))
+        except BaseException as error:
+            self._load_retry_on(error)
+            raise
+
+    def _load_retry_on(self, error: BaseException) -> None:
+        """Imports the classes of SYNC_RETRY_ON while the time limit still holds: it may take for ever."""
+        if not (isinstance(error, SkipJob | RetryLater) or is_termination(error)):
+            self.retry_on(error)
 
     @property
     def _in_pool(self) -> bool:
@@ -201,8 +212,11 @@ class Worker:
         counts only if it asks for something else by SkipJob or RetryLater.
         """
         if not attempt.take():
-            log.warning("code of a timed-out job has ended", **naming(attempt.job))
-            return attempt.ended_by_limit()
+            if attempt.handed_back:
+                log.warning("code of a handed-back job has ended", **naming(attempt.job))
+            else:
+                log.warning("code of a timed-out job has ended", **naming(attempt.job))
+            return attempt.ended_elsewhere()
         if timed_out and self.timeout_seconds and not isinstance(raised, SkipJob | RetryLater):
             return self.endings.time_out(attempt.job, self.timeout_seconds)
         if raised is not None and is_termination(raised) and not self._is_being_stopped():
@@ -214,7 +228,9 @@ class Worker:
         return self.memory is None or not self._in_pool or self.memory.wait_for_stop(_STOP_SECONDS)
 
     def _end_overdue(self, job: ClaimedJob) -> Ending | None:
-        ending = self.endings.time_out(job, self.timeout_seconds or 0.0)
+        # By the heartbeat's connections: the ends of other jobs may wait for locks with all the others.
+        endings = replace(self.endings, database=self.heartbeat_database or self.database)
+        ending = endings.time_out_unless_locked(job, self.timeout_seconds or 0.0)
         self.shared_heartbeat.drop(job)
         log.warning("timed-out job still holds a thread, its code goes on", **naming(job))
         return ending

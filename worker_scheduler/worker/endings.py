@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from worker_scheduler import logs, reasons
 from worker_scheduler.clock import Clock
+from worker_scheduler.errors import StoreUnavailable
 from worker_scheduler.ledger import jobs
 from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.database import Database
@@ -19,7 +20,7 @@ from worker_scheduler.redaction import error_text, mask_passwords
 from worker_scheduler.worker.naming import naming
 from worker_scheduler.worker.patience import retry_while_unavailable
 from worker_scheduler.worker.retry_on import RetryOn
-from worker_scheduler.worker.termination import is_termination
+from worker_scheduler.worker.termination import is_killed_greenlet, is_termination
 from worker_scheduler.worker.types import JobTimeout, RetryLater, SkipJob
 
 log = logs.get_logger(__name__)
@@ -67,7 +68,7 @@ class Endings:
             delay = None if raised.delay is None else max(raised.delay, timedelta(0))
             text = _storable(error_text(raised))
             return self._try_again(job, text, reasons.of_error(raised, text, job.github_login), delay)
-        if is_termination(raised):
+        if is_termination(raised) or is_killed_greenlet(raised):
             return self.hand_back(job)
         return self._fail(job, raised)
 
@@ -79,6 +80,15 @@ class Endings:
         if self.retry_on(JobTimeout()):
             return self._try_again(job, text, reason, None)
         return self._finish(job, JobStatus.FAILED, text, reason)
+
+    def time_out_unless_locked(self, job: ClaimedJob, seconds: float) -> Ending | None:
+        """As `time_out`, for a caller that ends the attempts of several jobs: raises StoreUnavailable at
+        once if the job's row is locked, or if Postgres is away.
+        """
+        with self.database.autocommit() as connection:
+            if jobs.is_locked(connection, job):
+                raise StoreUnavailable("another transaction has locked the job's row")
+        return self.time_out(job, seconds)
 
     def lose(self, job: ClaimedJob, reason: str) -> Ending | None:
         """Ends an attempt whose process is gone; another one follows at once if attempts are left."""

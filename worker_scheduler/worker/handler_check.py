@@ -37,11 +37,13 @@ def check_handler(name: str | None, retry_on: str = NONE) -> None:
         first, *_ = answer.read().splitlines() or [b""]
     if status is None:
         waited = f"{_LONGEST_IMPORT_SECONDS:g} s"
-        raise ConfigurationError([f"SYNC_HANDLER='{name}': its module was not imported within {waited}"])
+        raise ConfigurationError(
+            [f"SYNC_HANDLER='{name}'{_or(retry_on)}: its module was not imported within {waited}"]
+        )
     if not first:
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
         raise ConfigurationError(
-            [f"SYNC_HANDLER='{name}': its module ends the process that imports it ({how})"]
+            [f"SYNC_HANDLER='{name}'{_or(retry_on)}: its module ends the process that imports it ({how})"]
         )
     faults: list[str] = json.loads(first)
     if faults:
@@ -53,6 +55,11 @@ def warn_if_imported(name: str | None) -> None:
     module = require_name(name).partition(":")[0]
     if module in sys.modules:
         log.warning("handler imported before the fork", module=module)
+
+
+def _or(retry_on: str) -> str:
+    """What else the process imports, which does not say how far it came."""
+    return f" or SYNC_RETRY_ON='{retry_on}'" if "." in retry_on else ""
 
 
 def _exit_status(name: str, retry_on: str, answer: int) -> int | None:

@@ -6,7 +6,7 @@ What cannot be seen here is noticed when the handler returns, by `returned.py`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import CodeType, FunctionType, MethodType
 from typing import NamedTuple
@@ -28,12 +28,20 @@ class _Layer(NamedTuple):
 
 
 def fault_of(handler: object, name: str) -> str | None:
-    """Why this cannot be a handler, and what to write instead, in one line; None if it can.
+    """Why this cannot be a handler, and what to write instead, in one line; None if it can, or if that
+    cannot be seen.
 
     name: the last part of SYNC_HANDLER, for the example.
     """
     if not callable(handler):
         return f"an object of the type {type(handler).__name__}: name a function"
+    try:
+        return _fault_of_callable(handler, name)
+    except Exception:  # noqa: BLE001 - a proxy may not even say of which class it is
+        return None
+
+
+def _fault_of_callable(handler: object, name: str) -> str | None:
     if inspect.isclass(handler):
         return "a class: write a function that makes an object of it and does the job, def handle(job)"
     for layer in _layers(handler):
@@ -86,14 +94,21 @@ def _late_kind(called: object, name: str) -> tuple[str | None, str]:
     """
     if isinstance(called, partial):  # `inspect` looks through it; here, the layer below is what counts
         return None, ""
-    if inspect.isasyncgenfunction(called):
+    if _says(inspect.isasyncgenfunction, called):
         main = f"async def main(job): async for _ in {name}(job): pass"
         return "an async generator function", f"{main} and def handle(job): asyncio.run(main(job))"
-    if inspect.iscoroutinefunction(called):
+    if _says(inspect.iscoroutinefunction, called):
         return "an async function", f"def handle(job): asyncio.run({name}(job))"
-    if inspect.isgeneratorfunction(called):
+    if _says(inspect.isgeneratorfunction, called):
         return "a generator function", f"def handle(job): for _ in {name}(job): pass"
     return None, ""
+
+
+def _says(check: Callable[[object], bool], called: object) -> bool:
+    try:
+        return check(called)
+    except Exception:  # noqa: BLE001 - an attribute of the application's object may raise anything
+        return False
 
 
 def _runs_async(called: object) -> bool:

@@ -12,10 +12,12 @@ from uuid import UUID
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.concurrency import solo
 from celery.worker import request, state
 
 from worker_scheduler.probe_ids import is_probe
 from worker_scheduler.worker.revoked import is_asked_for
+from worker_scheduler.worker.termination import termination
 
 
 class Listener(Protocol):
@@ -27,8 +29,10 @@ class Listener(Protocol):
     def terminated(self, job_id: UUID) -> None:
         """Somebody has terminated the job, and its process or greenlet is about to be killed."""
 
-    def cancelled(self) -> None:
-        """The worker is being stopped, and is about to end the processes of its jobs."""
+    def cancelled(self, pid: int | None, job_id: UUID | None) -> bool:
+        """The worker is being stopped, and is about to end the job's process or greenlet. Whether a job was
+        taken from code of this process; the code goes on until it is ended.
+        """
 
 
 _listeners: list[Listener] = []
@@ -66,17 +70,21 @@ class Request(request.Request):  # type: ignore[misc] # Celery has no types
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """`celery control terminate`, and `revoke` with it."""
         job_id = _job_of(self.id)
-        # The other pools cannot do it: the job goes on.
-        if (pool.uses_semaphore or pool.is_green) and job_id is not None and is_asked_for(self):
+        if _can_end_jobs(pool) and job_id is not None and is_asked_for(self):
             for listener in _listeners:
                 listener.terminated(job_id)
         super().terminate(pool, signal)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """The worker is being stopped; see `worker_cancel_long_running_tasks_on_connection_loss`."""
-        for listener in _listeners:
-            listener.cancelled()
-        super().cancel(pool, signal, emit_retry)
+        taken = [listener.cancelled(self.worker_pid, _job_of(self.id)) for listener in _listeners]
+        if _can_end_jobs(pool):
+            super().cancel(pool, signal, emit_retry)
+            return
+        self._announce_cancelled(emit_retry=emit_retry)
+        if any(taken) and isinstance(pool, solo.TaskPool):
+            # This is a signal's handler above the code of the job: what it raises, that code gets.
+            raise termination()
 
 
 def loss_of(error: BaseException) -> str | None:
@@ -91,6 +99,11 @@ def loss_of(error: BaseException) -> str | None:
         how = re.search(r"signal \d+ \(\w+\)|exitcode -?\d+", str(error))
         return "its process was lost" + (f", {how[0]}" if how else "")
     return None
+
+
+def _can_end_jobs(pool: Any) -> bool:
+    """Whether the pool can end the code of a job: prefork and gevent. In the others it goes on."""
+    return bool(pool.uses_semaphore or pool.is_green)
 
 
 def _job_of(task_id: str) -> UUID | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from worker_scheduler.ledger import jobs
@@ -11,13 +12,18 @@ from worker_scheduler.worker.endings import Ending, Endings
 from worker_scheduler.worker.patience import retry_while_unavailable
 from worker_scheduler.worker.pool_memory import Held, PoolMemory
 
+_STUCK_SECONDS = 3.0
+"""Platforms kill all processes 30 s after they told them to stop, and Celery waits for 20 s of them."""
+
+_POLL_SECONDS = 0.05
+
 
 @dataclass(frozen=True)
 class LostProcesses:
     """Ends attempts from a prefork worker's main process.
 
-    timeout_seconds: for the text of a job that timed out. Both methods return how the attempt ended, None
-    if it had ended before, and raise StoreUnavailable as Endings does.
+    timeout_seconds: for the text of a job that timed out. Each method returns how the attempt ended, None
+    if it had ended before, and raises StoreUnavailable as Endings does.
     """
 
     memory: PoolMemory
@@ -32,10 +38,24 @@ class LostProcesses:
             return None
         return self.endings.hand_back(job) if self.memory.stopping else self.endings.lose(job, reason)
 
+    def hand_back_if_stuck(self, held: Held, stopped_at: float) -> Ending | None:
+        """Hands an attempt back if its process has not done so 3 s after it was told to stop: it is in C
+        code, which lets no signal through, or its handler has caught what ends it, or the process has died
+        of the signal.
+
+        stopped_at: by the monotonic clock.
+        """
+        while self.memory.held_by(held.pid) == held:
+            if time.monotonic() >= stopped_at + _STUCK_SECONDS:
+                job = self._attempt(held)
+                return None if job is None else self.endings.hand_back(job)
+            time.sleep(_POLL_SECONDS)
+        return None
+
     def time_out(self, held: Held) -> Ending | None:
-        """Ends an attempt whose time is over."""
+        """Ends an attempt whose time is over; raises StoreUnavailable also if its row is locked."""
         job = self._attempt(held)
-        return None if job is None else self.endings.time_out(job, self.timeout_seconds)
+        return None if job is None else self.endings.time_out_unless_locked(job, self.timeout_seconds)
 
     def _attempt(self, held: Held) -> ClaimedJob | None:
         """The attempt, if it still runs; another worker may run the next one."""

@@ -1,4 +1,5 @@
-"""The attempts that this process runs, and a thread that ends those of them that take too long.
+"""The attempts that this process runs, a thread that ends those of them that take too long, and the way to
+end one whose worker is being stopped.
 
 For code that cannot be interrupted: in threads, in the pool `solo`, and in another code base's task. Only
 the job's row is ended; the code goes on and keeps its thread.
@@ -21,18 +22,29 @@ from worker_scheduler.worker.naming import naming
 log = logs.get_logger(__name__)
 
 _LOOK_SECONDS = 0.5
+_AGAIN_SECONDS = 5.0
+_PATIENCE_SECONDS = 600.0
+"""How long code that has ended waits until the limit has recorded that."""
 
 End = Callable[[ClaimedJob], Ending | None]
-"""Ends a job whose time is over, in the ledger. May raise SchedulerError."""
+"""Ends a job whose time is over, in the ledger. If it raises SchedulerError, it is called again: the
+heartbeat goes on for a job that has not ended, so without that it would be RUNNING as long as its code is.
+"""
 
 
 class RunningAttempt:
-    """An attempt that this process runs. Either its runner or its time limit records its end."""
+    """An attempt that this process runs. Its runner, its time limit or the stop of its worker records its
+    end, and only one of them.
+
+    handed_back: whether it is the stop of its worker, which then ends without the runner's help.
+    """
 
     def __init__(self, job: ClaimedJob, deadline: float | None) -> None:
         self.job = job
-        self.deadline = deadline
+        self._deadline = deadline
         self._not_taken = threading.Lock()
+        self.handed_back = False
+        self._taken_by_limit = False
         self._recorded = threading.Event()
         self._ending: Ending | None = None
 
@@ -40,31 +52,45 @@ class RunningAttempt:
         """Whether the caller is the one who records the end: the first to ask, and no other."""
         return self._not_taken.acquire(blocking=False)
 
-    def ended_by_limit(self) -> Ending | None:
-        """The end that the time limit recorded; waits until it has. None if it could not, or if the
-        attempt no longer held its job.
+    def ended_elsewhere(self) -> Ending | None:
+        """The end that another than the runner recorded; waits until it has. None if it could not, or if
+        the attempt no longer held its job.
         """
-        self._recorded.wait()
+        self._recorded.wait(_PATIENCE_SECONDS)
         return self._ending
 
     def end(self, end: End) -> None:
-        """Records the end, as the time limit."""
+        """Records the end, as the one who has taken it. Raises what `end` raises."""
+        self._ending = end(self.job)
+        self._recorded.set()
+
+    def end_if_late(self, end: End, again_seconds: float) -> None:
+        """Records the end, as the time limit, if the time is over and the runner does not record it."""
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return
+        again = self._taken_by_limit
+        self._taken_by_limit = again or self.take()
+        self._deadline = None
+        if not self._taken_by_limit:
+            return
         try:
-            self._ending = end(self.job)
+            self.end(end)
         except SchedulerError as error:
-            log.error("timed-out job not ended", **naming(self.job), reason=str(error))
-        finally:
-            self._recorded.set()
+            if not again:  # once, however often it is tried
+                log.error("timed-out job not ended", **naming(self.job), reason=str(error))
+            self._deadline = time.monotonic() + again_seconds
 
 
 class RunningAttempts:
     """The attempts that this process runs.
 
-    end: ends an overdue attempt in the ledger; it may wait while Postgres is away.
+    end: ends an overdue attempt in the ledger. One thread ends all of them, so it must not wait for the
+    lock of one job's row. again_seconds: when it is called again if it has failed.
     """
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: End, again_seconds: float = _AGAIN_SECONDS) -> None:
         self._end = end
+        self._again_seconds = again_seconds
         self._running: dict[UUID, RunningAttempt] = {}
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -73,9 +99,17 @@ class RunningAttempts:
         """Whether code of the job runs in this process, also if its attempt has been ended."""
         return job_id in self._running
 
-    def take_all(self) -> list[ClaimedJob]:
-        """The jobs of all attempts whose end nobody has recorded; the caller does so now."""
-        return [attempt.job for attempt in tuple(self._running.values()) if attempt.take()]
+    def ids(self) -> list[UUID]:
+        """The jobs whose code runs in this process."""
+        return list(self._running)
+
+    def take(self, job_id: UUID) -> RunningAttempt | None:
+        """The attempt at a job, to be handed back; None if it is not here, or is ending already."""
+        attempt = self._running.get(job_id)
+        if attempt is None or not attempt.take():
+            return None
+        attempt.handed_back = True
+        return attempt
 
     @contextmanager
     def keep(self, job: ClaimedJob, limit_seconds: float | None) -> Iterator[RunningAttempt]:
@@ -103,7 +137,4 @@ class RunningAttempts:
         never = threading.Event()
         while not never.wait(_LOOK_SECONDS):
             for attempt in tuple(self._running.values()):
-                late = attempt.deadline is not None and time.monotonic() >= attempt.deadline
-                if late and attempt.take():
-                    # In a thread of its own: it may wait for a lock, and no other limit waits for it.
-                    threading.Thread(target=attempt.end, args=(self._end,), daemon=True).start()
+                attempt.end_if_late(self._end, self._again_seconds)

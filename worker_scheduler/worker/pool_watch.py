@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -29,36 +28,29 @@ class PoolWatch:
     """Ends jobs and kills their processes.
 
     held: the attempts of the pool's processes. time_out: ends one of them in the ledger, unless it has
-    ended; it may wait while Postgres is away.
+    ended; it may wait while Postgres is away, but not for the lock of one job's row.
     """
 
     memory: PoolMemory
     held: Callable[[], Iterable[Held]]
     time_out: Callable[[Held], object]
-    _under_way: set[Held] = field(default_factory=set)
+    _told: set[Held] = field(default_factory=set)
 
     def look(self) -> bool:
         """Replaces each process that is 30 s late. Always True, so that it is called again."""
         for held in self.held():
-            late = held.deadline and time.monotonic() >= held.deadline + GRACE_SECONDS
-            if late and held not in self._under_way:
-                self._under_way.add(held)
-                # In a thread of its own: it may wait for a lock, and no other process waits for it.
-                threading.Thread(target=self._replace, args=(held,), daemon=True).start()
+            if held.deadline and time.monotonic() >= held.deadline + GRACE_SECONDS:
+                self._replace(held)
         return True
 
     def _replace(self, held: Held) -> None:
         try:
-            self._end_and_kill(held)
-        finally:
-            self._under_way.discard(held)
-
-    def _end_and_kill(self, held: Held) -> None:
-        try:
             self.time_out(held)
         except SchedulerError as error:
-            log.error("timed-out job not ended", job_id=str(held.job_id), reason=str(error))
-            return  # the next look tries again
+            if held not in self._told:  # once, since each look tries again
+                self._told.add(held)
+                log.error("timed-out job not ended", job_id=str(held.job_id), reason=str(error))
+            return
         # The handler may have ended meanwhile. If it is just ending, its end is recorded or it is too late.
         if self.memory.held_by(held.pid) == held:
             log.warning(

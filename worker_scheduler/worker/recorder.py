@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from queue import Full, Queue
+from queue import SimpleQueue
 
 from worker_scheduler import logs
 from worker_scheduler.errors import SchedulerError
@@ -25,10 +24,12 @@ class _Entry:
 
 
 class Recorder:
-    """Does one write after the other, in a thread. Only the main loop may call it."""
+    """Does one write after the other, in a thread. Only the main thread may call it; a signal's handler,
+    too, which may interrupt the main loop in here: so this queue is one without a lock.
+    """
 
     def __init__(self) -> None:
-        self._waiting: Queue[_Entry | None] = Queue(_MOST_WAITING)
+        self._waiting: SimpleQueue[_Entry | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def note(self, write: Callable[[], object], wait_seconds: float = 0.0, **what: str) -> None:
@@ -36,12 +37,11 @@ class Recorder:
 
         write: may wait while Postgres is away; what it raises as SchedulerError is logged, with `what`.
         """
-        entry = _Entry(write, what)
-        try:
-            self._waiting.put_nowait(entry)
-        except Full:
+        if self._waiting.qsize() >= _MOST_WAITING:
             log.error("end of a job not recorded", **what, reason=f"{_MOST_WAITING} others wait")
             return
+        entry = _Entry(write, what)
+        self._waiting.put(entry)
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="recorder", daemon=True)
             self._thread.start()
@@ -50,8 +50,7 @@ class Recorder:
     def close(self) -> None:
         """Waits up to 5 s until everything is recorded. What is not recorded by then is lost."""
         if self._thread is not None:
-            with suppress(Full):
-                self._waiting.put(None, timeout=_LAST_SECONDS)
+            self._waiting.put(None)
             self._thread.join(_LAST_SECONDS)
 
     def _write_all(self) -> None:

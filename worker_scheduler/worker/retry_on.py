@@ -19,6 +19,7 @@ RetryOn = Callable[[BaseException], bool]
 """Whether an error is tried again while attempts are left."""
 
 NONE, ALL = "none", "all"
+_THERE = {"worker_scheduler", "builtins"}
 
 
 def never(error: BaseException) -> bool:
@@ -41,7 +42,8 @@ def load_retry_on(value: str) -> RetryOn:
 
 
 def loaded_at_first_error(value: str) -> RetryOn:
-    """As `load_retry_on`, but imports nothing before the first error: see `handler.py`.
+    """As `load_retry_on`, but imports nothing before the first error, and nothing for JobTimeout: the main
+    process of a prefork worker asks for that, and must not import the application. See `handler.py`.
 
     If that fails, errors are not tried again, and each of them is logged with the reason.
     """
@@ -49,6 +51,10 @@ def loaded_at_first_error(value: str) -> RetryOn:
 
     def matches(error: BaseException) -> bool:
         try:
+            if type(error) is JobTimeout and value not in {NONE, ALL}:
+                # Also the main process of a prefork worker asks this, and must not import the application's
+                # modules; nor may an import that hangs hold up the end of a job that has timed out.
+                return any(isinstance(error, _class_named(name)) for name in _ours_in(value))
             return load(value)(error)
         except ConfigurationError as fault:
             log.error("errors are not tried again", reason=str(fault))
@@ -57,10 +63,17 @@ def loaded_at_first_error(value: str) -> RetryOn:
     return matches
 
 
+def _ours_in(value: str) -> list[str]:
+    """The names for which nothing is imported that is not there already."""
+    return [name for name in value.split(",") if "." not in name or name.split(".")[0] in _THERE]
+
+
 def _class_named(name: str) -> type[BaseException]:
     found = _found(name)
     if not (isinstance(found, type) and issubclass(found, BaseException)):
         raise ConfigurationError([f"SYNC_RETRY_ON: {name} is not a class of exceptions"])
+    if issubclass(JobTimeout, found) and name not in _ours_in(name):
+        raise ConfigurationError([f"SYNC_RETRY_ON: {name} is {found.__name__}: write {found.__name__}"])
     return found
 
 

@@ -15,7 +15,9 @@ def require_finished(returned: object) -> None:
 
     A coroutine and a generator are closed, so that Python prints no warning about them besides.
     """
-    fault = _fault_of(returned)
+    fault = None
+    with suppress(Exception):  # a proxy may be unable to say what it stands for; its value is dropped
+        fault = _fault_of(returned)
     if fault is None:
         return
     if isinstance(returned, Coroutine | Generator):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -139,6 +140,20 @@ class GreenletTimer:
     def _throw(self, error: BaseException) -> None:
         self.raised = True
         self._greenlet.throw(error)
+
+
+def limits(seconds: float | None, in_pool: bool) -> tuple[Interruption, float | None]:
+    """What interrupts a handler in this thread, and the seconds after which the limit ends its job in the
+    ledger. in_pool: whether this is a process of a prefork pool.
+    """
+    if seconds is None:
+        return NoInterruption(), None
+    if in_pool and threading.current_thread() is threading.main_thread():
+        return Alarm(seconds), None  # the main process sees to what goes on after it
+    greenlet = greenlet_of_a_pool()
+    if greenlet is not None:
+        return GreenletTimer(greenlet, seconds), seconds + 2 * GRACE_SECONDS
+    return NoInterruption(), seconds
 
 
 def greenlet_of_a_pool() -> Any | None:
