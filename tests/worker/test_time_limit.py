@@ -15,13 +15,13 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from tests.support import attempts
 from tests.support.contexts import NOON
 from tests.support.own_worker import Deployment
 from tests.support.waiting import wait_until
 from worker_scheduler import wiring
 from worker_scheduler.errors import StoreUnavailable
 from worker_scheduler.leases import Lease
-from worker_scheduler.ledger import jobs
 from worker_scheduler.ledger.attempts import ClaimedJob
 from worker_scheduler.ledger.tables import JobStatus
 from worker_scheduler.worker import JobTimeout, RetryLater, SkipJob, SyncJob
@@ -115,7 +115,7 @@ def pooled(deployment: Deployment) -> Deployment:
 
 def claim(deployment: Deployment, job_id: UUID) -> ClaimedJob:
     with deployment.context.database.autocommit() as connection:
-        claimed = jobs.claim(connection, job_id, deployment.clock(), deployment.clock())
+        claimed = attempts.claim(connection, job_id, deployment.clock(), deployment.clock())
     assert claimed is not None
     return claimed
 
