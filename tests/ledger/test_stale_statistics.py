@@ -170,6 +170,12 @@ STEPS: dict[str, Step] = {
         ),
         run=WAITING,
     ),
+    "number_running": Step(
+        lambda connection, _: waiting_jobs.number_running(
+            connection, [RUNNING.run_id], [str(attempt.job_id) for attempt in ATTEMPTS]
+        ),
+        run=RUNNING,
+    ),
     "make_due": Step(
         lambda connection, _: waiting_jobs.make_due(
             connection, WAITING.run_id, SOME_WAITING, [NOW] * len(SOME_WAITING), NOW

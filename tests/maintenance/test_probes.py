@@ -427,7 +427,7 @@ def test_many_suspects_are_looked_at_in_pages(
     "name",
     [
         *("_BY_BATCH", "_NUMBER_ALONE", "_OF_FEW_ALONE", "_OF_MANY_ALONE"),
-        *("_STILL_WAITING", "_LOCK_WAITING", "_MAKE_DUE"),
+        *("_STILL_WAITING", "_LOCK_WAITING", "_MAKE_DUE", "_NUMBER_RUNNING"),
     ],
 )
 def test_waiting_jobs_are_found_by_an_index_and_in_one_partition(
@@ -446,7 +446,12 @@ def test_waiting_jobs_are_found_by_an_index_and_in_one_partition(
     parameters = {
         **{"run_id": run_id, "cutoff": clock(), "limit": 1000, "batch": 0, "after": UUID(int=0)},
         **{"now": clock(), "job_ids": [str(one) for one in ids], **by_id.runs([run_id])},
-        **{"batches": [0] * 5, "attempts": [0] * 5, "published_until": [clock()] * 5},
+        **{
+            "run_ids": [str(run_id)],
+            "batches": [0] * 5,
+            "attempts": [0] * 5,
+            "published_until": [clock()] * 5,
+        },
     }
     with context.database.transaction() as connection:
         statement = getattr(waiting_jobs, name)

@@ -127,6 +127,29 @@ def test_a_message_that_expired_is_not_a_revoke(pool: tuple[str, ...], site: Sit
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("revoked", "status"), [("a", "SKIPPED"), ("b", "PENDING")])
+def test_a_revoke_by_stamps_is_of_their_values(revoked: str, status: str, site: Site) -> None:
+    """Celery discards both messages, one of them only because it expired."""
+    job = site.job()
+    site.broker.lose_queue("daily")
+    the_app().send_task(
+        "sync_user",
+        args=[str(job["user_id"]), job["partition_key"], job["triggered_by"]],
+        task_id=str(job["job_id"]),
+        queue="daily",
+        headers={"stamped_headers": ["tenant"], "stamps": {"tenant": ["a"]}},
+        expires=datetime.now(UTC) - timedelta(seconds=9),
+    )
+    with idle_worker(site, "--pool", "solo") as worker:
+        assert the_app().control.revoke_by_stamped_headers({"tenant": [revoked]}, reply=True, timeout=5)
+        take_jobs()
+        worker.wait_for_log("Discarding revoked task")
+        worker.send(signal.SIGTERM)
+        worker.wait(30)  # it has recorded what there is to record
+    assert site.job()["status"] == status
+
+
+@pytest.mark.slow
 def test_a_process_that_is_killed_by_somebody_else_is_not_a_revoke(site: Site) -> None:
     with site.worker("until_told") as worker:
         os.kill(site.wait_for_attempt(1), signal.SIGKILL)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery.worker import state
+from kombu.utils.functional import maybe_list
 
 
 def is_asked_for(context: Any) -> bool:
@@ -18,4 +19,9 @@ def is_asked_for(context: Any) -> bool:
     """
     if context.id in state.revoked:
         return True
-    return any(stamp in state.revoked_stamps for stamp in context.stamped_headers or ())
+    stamps = context.stamps or {}
+    return any(
+        value in (maybe_list(state.revoked_stamps.get(stamp)) or ())
+        for stamp in context.stamped_headers or ()
+        for value in maybe_list(stamps.get(stamp)) or ()
+    )
