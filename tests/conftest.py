@@ -58,7 +58,7 @@ def servers() -> Iterator[embedded.Servers]:
 @pytest.fixture(scope="session")
 def migrated_template(servers: embedded.Servers) -> Iterator[str]:
     """The name of a migrated database, which is copied for each test."""
-    from worker_scheduler.ledger import months
+    from worker_scheduler.ledger import histories, months
     from worker_scheduler.ledger.database import Database
     from worker_scheduler.ledger.schema import upgrade
 
@@ -69,6 +69,9 @@ def migrated_template(servers: embedded.Servers) -> Iterator[str]:
         with database.autocommit() as connection:  # as after some time in production
             for now in (NOON, datetime.now(UTC)):
                 months.ensure_next(connection, now)
+                for history in histories.History:
+                    for month in (now.date().replace(day=1), months.next_month(now)):
+                        histories.ensure(connection, history, month)
             # No day becomes due while the tests run, at whatever hour that is.
             connection.execute(text("UPDATE sync_origin SET since = now() + interval '1 day'"))
         database.dispose()

@@ -14,6 +14,7 @@ from tests.support.ledger import Ledger
 from tests.support.users import make_users
 from tests.support.valkey import valkey
 from worker_scheduler import embedded
+from worker_scheduler.ledger import inspection
 from worker_scheduler.ledger.inspection import RIGHTS
 
 Scheduler = Callable[..., Outcome]
@@ -33,6 +34,7 @@ def role(ledger: Ledger, deployed: None, monkeypatch: pytest.MonkeyPatch) -> Ite
         f"GRANT SELECT ON users TO {name}",
         *(f"GRANT {rights.replace(' ', ', ')} ON {table} TO {name}" for table, rights in RIGHTS.items()),
         f"GRANT EXECUTE ON FUNCTION sync_jobs_add_month(text, uuid, uuid) TO {name}",
+        f"GRANT EXECUTE ON FUNCTION sync_history_add_month(text, integer, integer) TO {name}",
     )
     url = make_url(ledger.url).set(username=name, password="p")
     monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
@@ -58,6 +60,13 @@ def test_a_role_with_every_right_has_no_fault(role: str, scheduler: Scheduler) -
             "DELETE on sync_tasks, INSERT on sync_tasks, SELECT on sync_tasks, UPDATE on",
         ),
         ("EXECUTE ON FUNCTION sync_jobs_add_month(text, uuid, uuid)", "EXECUTE on sync_jobs_add_month"),
+        (
+            "EXECUTE ON FUNCTION sync_history_add_month(text, integer, integer)",
+            "EXECUTE on sync_history_add_month",
+        ),
+        ("INSERT ON sync_requests", "INSERT on sync_requests"),
+        ("UPDATE ON sync_schedule", "UPDATE on sync_schedule"),
+        ("DELETE ON sync_run_samples", "DELETE on sync_run_samples"),
     ],
 )
 def test_a_missing_right_is_named(
@@ -68,6 +77,37 @@ def test_a_missing_right_is_named(
     assert outcome.status == 2
     (fault,) = outcome.faults
     assert fault.startswith("FAULT rights: this role lacks ") and named in fault
+
+
+@pytest.mark.parametrize(
+    ("lacking", "named"),
+    [
+        ("SELECT ON sync_stopped_runs", "SELECT on sync_stopped_runs"),
+        ("INSERT ON sync_job_events", "INSERT on sync_job_events"),
+        ("UPDATE (reason_class) ON sync_jobs", "UPDATE (reason_class) on sync_jobs"),
+        (None, None),
+    ],
+)
+def test_a_role_of_workers_that_lacks_a_right_is_a_warning(
+    lacking: str | None, named: str | None, role: str, ledger: Ledger, scheduler: Scheduler
+) -> None:
+    """As it is when somebody made the role by the rights of an earlier version, after the migration."""
+    worker = f"worker_{role}"
+    columns = ", ".join(inspection._COLUMNS_OF_WORKERS)
+    ledger.execute(
+        f"CREATE ROLE {worker}",
+        f"GRANT SELECT, UPDATE ({columns}) ON sync_jobs TO {worker}",
+        f"GRANT SELECT ON sync_stopped_runs TO {worker}",
+        f"GRANT INSERT ON sync_job_events TO {worker}",
+        *([f"REVOKE {lacking} FROM {worker}"] if lacking else []),
+    )
+    outcome = scheduler("check")
+    said = [line for line in warnings(outcome) if worker in line]
+    ledger.execute(f"DROP OWNED BY {worker}", f"DROP ROLE {worker}")
+    assert (outcome.status, outcome.faults) == (0, [])
+    assert len(said) == (1 if lacking else 0)
+    if named:
+        assert f"the role {worker} may change jobs, but lacks {named}: if workers use it" in said[0]
 
 
 def test_a_role_that_may_not_use_the_schema(role: str, ledger: Ledger, scheduler: Scheduler) -> None:

@@ -117,6 +117,8 @@ def test_every_option_is_in_the_help(command: str, scheduler: Scheduler) -> None
         "--enqueue-batch-size",
         "--enqueue-sleep-seconds",
         "--max-enqueued-jobs",
+        "--actor",
+        "--reason",
         "--dry-run",
         "--json",
     ]

@@ -155,7 +155,7 @@ def test_bad_combinations(
     [
         (["dayly"], "No such command 'dayly'. Did you mean 'daily'?"),
         (["xyzzy"], "No such command 'xyzzy'. (see"),
-        (["daily", "--dat", "2026-11-23"], "No such option: --dat. Did you mean --date?"),
+        (["daily", "--dat", "2026-11-23"], "No such option: --dat. Did you mean --date or --actor?"),
         (
             ["backfill", "--backfil-days", "1"],
             "Did you mean --backfill-days",

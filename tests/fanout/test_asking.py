@@ -56,7 +56,7 @@ def test_actor_and_reason(scheduler: Scheduler, ledger: Ledger) -> None:
     assert (row["actor"], row["source"], row["reason"]) == ("ada\\x1b", f"cli {ME}", "ticket 7")
 
 
-@pytest.mark.parametrize(("option", "longest"), [("--actor", 200), ("--reason", 1000)])
+@pytest.mark.parametrize(("option", "longest"), [("--actor", 200), ("--reason", 500)])
 def test_actor_and_reason_are_bounded(
     option: str, longest: int, scheduler: Scheduler, ledger: Ledger
 ) -> None:

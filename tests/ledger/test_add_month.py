@@ -14,6 +14,7 @@ from worker_scheduler import embedded
 from worker_scheduler.ledger import months
 
 CALL = "SELECT sync_jobs_add_month(%s, %s, %s)"
+CALL_OF_HISTORY = "SELECT sync_history_add_month(%s, %s, %s)"
 
 
 def bounds(year: int, month: int) -> tuple[UUID, UUID]:
@@ -27,6 +28,7 @@ def caller(ledger: Ledger, servers: embedded.Servers) -> Iterator[psycopg.Connec
     ledger.execute(
         f"CREATE ROLE {role} LOGIN PASSWORD 'p'",
         f"GRANT EXECUTE ON FUNCTION sync_jobs_add_month(text, uuid, uuid) TO {role}",
+        f"GRANT EXECUTE ON FUNCTION sync_history_add_month(text, integer, integer) TO {role}",
     )
     # Without a pooler: the tests set what the session has.
     url = make_url(servers.database_url).set(
@@ -136,3 +138,51 @@ def test_nobody_may_call_it_without_a_grant(ledger: Ledger) -> None:
             connection.execute(CALL, ["sync_jobs_2030_01", *bounds(2030, 1)])
         connection.rollback()
     ledger.execute(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(("sync_jobs", 2030, 1), ("sync_requests_monthless", 2030, 1), ("x; DROP TABLE users", 2030, 1)),
+        *(("sync_requests", 1969, 12), ("sync_requests", 9999, 1), ("sync_requests", -2030, 1)),
+        *(("sync_requests", 2030, 0), ("sync_requests", 2030, 13), ("Sync_Requests", 2030, 1)),
+        *((None, 2030, 1), ("sync_requests", None, 1), ("sync_requests", 2030, None), (None, None, None)),
+    ],
+)
+def test_what_is_no_month_of_a_history_is_refused(
+    given: tuple[str | None, int | None, int | None], ledger: Ledger, caller: psycopg.Connection
+) -> None:
+    tables = "SELECT count(*) FROM pg_class"
+    before = ledger.value(tables)
+    with pytest.raises(InvalidParameterValue, match="is no month of a history"):
+        caller.execute(CALL_OF_HISTORY, given)
+    assert ledger.value(tables) == before
+
+
+@pytest.mark.parametrize("history", ["sync_requests", "sync_job_events"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "SET timezone = 'Asia/Kathmandu'; SET datestyle = 'SQL, DMY'; SET intervalstyle = 'sql_standard'",
+        "SET search_path = pg_temp; CREATE TEMP TABLE sync_requests (); CREATE TEMP TABLE pg_class ()",
+    ],
+)
+def test_a_month_of_a_history_is_that_of_utc(
+    history: str, settings: str, ledger: Ledger, caller: psycopg.Connection
+) -> None:
+    caller.execute(settings.encode())
+    call = CALL_OF_HISTORY.replace("sync", "public.sync", 1)
+    for year, month, ends in ((1970, 1, "1970-02"), (2032, 12, "2033-01"), (9998, 12, "9999-01")):
+        assert caller.execute(call, (history, year, month)).fetchone() == (True,)
+        name = f"{history}_{year:04d}_{month:02d}"
+        with psycopg.connect(ledger.url) as connection:
+            connection.execute("SET timezone = 'UTC'")
+            found = connection.execute(
+                "SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE relname = %s", (name,)
+            ).fetchone()
+        first = f"{year:04d}-{month:02d}-01 00:00:00+00"
+        assert found == (f"FOR VALUES FROM ('{first}') TO ('{ends}-01 00:00:00+00')",)
+        assert caller.execute(call, (history, year, month)).fetchone() == (False,)
+    for statement in (f"DROP TABLE public.{name}", f"SELECT * FROM public.{name}"):
+        with pytest.raises(InsufficientPrivilege):
+            caller.execute(statement.encode())

@@ -154,6 +154,26 @@ def test_a_ledger_is_migrated_while_workers_of_the_last_version_run_jobs(
     assert workers.longest < 5
 
 
+def test_the_first_end_of_finished_runs_is_known_after_the_migration(
+    earlier: Ledger, scheduler: Scheduler
+) -> None:
+    ended = datetime(2026, 11, 28, 3, tzinfo=UTC)
+    earlier.execute(
+        f"UPDATE sync_runs SET state = 'FINISHED', finished_at = '{ended}', completed = 1, failed = 2,"
+        " skipped = 3 WHERE partition_key = 'backfill:spring'"
+    )
+    assert scheduler("migrate").status == 0
+    known = {
+        row.pop("partition_key"): tuple(row.values())
+        for row in earlier.rows(
+            "SELECT partition_key, first_finished_at, first_completed, first_failed, first_skipped,"
+            " cancelled FROM sync_runs"
+        )
+    }
+    assert known.pop("backfill:spring") == (ended, 1, 2, 3, 0)
+    assert set(known.values()) == {(None,) * 5}
+
+
 def waits_for_lock(ledger: Ledger) -> bool:
     return bool(ledger.value("SELECT count(*) FROM pg_locks WHERE NOT granted AND mode LIKE 'AccessExcl%'"))
 

@@ -62,3 +62,51 @@ def test_a_finished_run_that_gets_more_users_is_opened_and_finished_again(
     assert reconciler.finished_runs(context) == 1
     run = ledger.row("SELECT * FROM sync_runs")
     assert (run["completed"], run["skipped"]) == (1, 2)
+
+
+FIRST = "SELECT first_finished_at, first_completed, first_failed, first_skipped FROM sync_runs"
+COUNTS = "SELECT finished_at, completed, failed, skipped, cancelled FROM sync_runs"
+
+
+def test_the_first_end_of_a_run_is_kept(context: TickContext, ledger: Ledger, clock: HandedClock) -> None:
+    job_id, other = enqueue(context, ledger, 2)
+    finish(context, job_id)
+    finish(context, other, JobStatus.FAILED)
+    assert reconciler.finished_runs(context) == 1
+    first = (clock(), 1, 1, 0)
+    assert tuple(ledger.row(FIRST).values()) == first
+    clock.forward(timedelta(hours=1))
+    for job in set(enqueue(context, ledger, 3)) - {job_id, other}:
+        assert tuple(ledger.row(FIRST).values()) == first
+        assert set(ledger.row(COUNTS).values()) == {None}
+        finish(context, job, JobStatus.SKIPPED)
+    assert reconciler.finished_runs(context) == 1
+    assert tuple(ledger.row(FIRST).values()) == first
+    assert tuple(ledger.row(COUNTS).values()) == (clock(), 1, 1, 1, 0)
+
+
+def test_an_end_that_earlier_code_noted_is_the_first(
+    context: TickContext, ledger: Ledger, clock: HandedClock
+) -> None:
+    """A pass of earlier code that began before the migration finishes runs without first counts."""
+    (job_id,) = enqueue(context, ledger, 1)
+    finish(context, job_id)
+    ledger.execute(
+        f"UPDATE sync_runs SET state = 'FINISHED', finished_at = '{clock()}', completed = 1, failed = 0,"
+        " skipped = 0"
+    )
+    first = (clock(), 1, 0, 0)
+    clock.forward(timedelta(hours=1))
+    enqueue(context, ledger, 2)
+    assert tuple(ledger.row(FIRST).values()) == first
+
+
+def test_cancelled_jobs_are_counted_among_the_skipped(context: TickContext, ledger: Ledger) -> None:
+    for job_id in enqueue(context, ledger, 3):
+        finish(context, job_id, JobStatus.SKIPPED)
+    ledger.execute(
+        "UPDATE sync_jobs SET cancelled_at = completed_at WHERE github_login IN ('user-1', 'user-2')"
+    )
+    assert reconciler.finished_runs(context) == 1
+    run = ledger.row(COUNTS)
+    assert (run["completed"], run["failed"], run["skipped"], run["cancelled"]) == (0, 0, 3, 2)

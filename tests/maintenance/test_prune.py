@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from freezegun import freeze_time
 
 from tests.support.command_line import Outcome
 from tests.support.contexts import INSTANT, NOON, HandedClock, at_once, context_at
@@ -21,6 +22,7 @@ from worker_scheduler.errors import Refused
 from worker_scheduler.fanout import opening, tick
 from worker_scheduler.fanout.context import TickContext
 from worker_scheduler.ledger import daily_runs, months
+from worker_scheduler.ledger.histories import History
 from worker_scheduler.ledger.requests import Asked
 from worker_scheduler.ledger.runs import NewRun
 from worker_scheduler.ledger.tables import Kind
@@ -237,3 +239,91 @@ def test_older_rows_are_never_pruned(
     ledger.execute("UPDATE sync_jobs SET created_at = '2020-01-01'")
     assert scheduler("prune", "--older-than", "1d", "--json").report["jobs"] == 0
     assert places(ledger) == {"sync_jobs": 12}
+
+
+def add_request(ledger: Ledger, at: datetime) -> None:
+    ledger.execute(
+        "INSERT INTO sync_requests (request_id, requested_at, verb, actor, source, options, outcome)"
+        f" VALUES (gen_random_uuid(), '{at}', 'daily', 'a', 'b', '{{}}', 'opened')"
+    )
+
+
+def add_event(ledger: Ledger, at: datetime) -> None:
+    ledger.execute(
+        "INSERT INTO sync_job_events (happened_at, job_id, user_id, attempt, event)"
+        f" VALUES ('{at}', gen_random_uuid(), gen_random_uuid(), 1, 'failed')"
+    )
+
+
+ADD = {History.REQUESTS: add_request, History.JOB_EVENTS: add_event}
+
+
+def kept(ledger: Ledger, history: History) -> list[datetime]:
+    table, moment = history.value
+    return [row["at"] for row in ledger.rows(f"SELECT {moment} AS at FROM {table} ORDER BY 1")]
+
+
+@pytest.mark.parametrize("history", History)
+def test_a_month_of_a_history_goes_when_it_ended_long_enough_ago(
+    history: History, context: TickContext, ledger: Ledger, clock: HandedClock
+) -> None:
+    clock.now = MARCH_ENDS - timedelta(days=2)
+    reconciler.history_months(context)
+    rows = [MARCH_ENDS - INSTANT, MARCH_ENDS]
+    for at in rows:
+        ADD[history](ledger, at)
+    march = f"{history.table}_2026_03"
+
+    def prune(now: datetime, *, dry_run: bool = False) -> list[str]:
+        return pruner.prune_history(context.database, history, now, DAYS, dry_run=dry_run)
+
+    assert prune(MARCH_ENDS + DAYS - INSTANT) == []
+    assert prune(MARCH_ENDS + DAYS, dry_run=True) == [march]
+    assert kept(ledger, history) == rows
+    assert prune(MARCH_ENDS + DAYS) == [march]
+    assert kept(ledger, history) == rows[1:]
+    assert ledger.value("SELECT to_regclass(%s)", march) is None
+    assert prune(MARCH_ENDS + DAYS) == []
+
+
+@pytest.mark.parametrize("history", History)
+def test_rows_of_a_history_in_no_month_go_by_their_age(
+    history: History, context: TickContext, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruner, "_ROWS_AT_ONCE", 2)
+    rows = [NOON - DAYS - timedelta(hours=hours) for hours in (3, 2, 1, 0)] + [NOON - DAYS + INSTANT]
+    for at in rows:
+        ADD[history](ledger, at)
+    pruner.prune_history(context.database, history, NOON, DAYS, dry_run=True)
+    assert kept(ledger, history) == rows
+    assert pruner.prune_history(context.database, history, NOON, DAYS, dry_run=False) == []
+    assert kept(ledger, history) == rows[-1:]
+
+
+def test_two_prunes_of_a_history_at_once(context: TickContext, ledger: Ledger, clock: HandedClock) -> None:
+    clock.now = MARCH_ENDS - timedelta(days=2)
+    reconciler.history_months(context)
+    dropped = at_once(
+        context,
+        3,
+        lambda own: pruner.prune_history(
+            own.database, History.JOB_EVENTS, MARCH_ENDS + DAYS, DAYS, dry_run=False
+        ),
+    )
+    assert sorted(dropped) == [[], [], ["sync_job_events_2026_03"]]
+
+
+def test_each_history_has_an_age_of_its_own(
+    scheduler: Scheduler, context: TickContext, ledger: Ledger, clock: HandedClock
+) -> None:
+    clock.now = MARCH_ENDS - timedelta(days=2)
+    reconciler.history_months(context)
+    with freeze_time(MARCH_ENDS + timedelta(days=100), tick=False, ignore=["celery", "kombu", "redis"]):
+        ages = ("--requests-older-than", "100d", "--events-older-than", "101")
+        command = ("prune", "--older-than", "3650d", "--json")
+        assert scheduler(*command, "--dry-run").report["months"] == ["sync_job_events_2026_03"]
+        assert scheduler(*command, "--dry-run", *ages).report["months"] == ["sync_requests_2026_03"]
+        assert scheduler(*command, *ages).report["months"] == ["sync_requests_2026_03"]
+        assert scheduler(*command, *ages).report["months"] == []
+        outcome = scheduler("prune", "--older-than", "90d", "--events-older-than", "0")
+    assert (outcome.status, outcome.error[:28]) == (2, "--events-older-than='0': all")

@@ -55,8 +55,8 @@ def dog(context: TickContext, clock: HandedClock) -> Iterator[Callable[[str], Wa
 
 
 def begun(ledger: Ledger) -> datetime | None:
-    times = [row["begun_at"] for row in ledger.rows("SELECT begun_at FROM sync_passes")]
-    return times[0] if times else None
+    rows = ledger.rows("SELECT begun_at FROM sync_passes WHERE name = 'reconcile'")
+    return rows[0]["begun_at"] if rows else None
 
 
 @pytest.mark.parametrize(("since", "starts"), [(OVERDUE, True), (OVERDUE - INSTANT, False)])

@@ -40,6 +40,7 @@ def check_rights(database: Database) -> Iterator[Finding]:
     with database.autocommit() as connection:
         missing = inspection.missing_rights(connection)
         guarded = inspection.guarded_tables(connection)
+        of_workers = inspection.missing_rights_of_workers(connection)
     if missing:
         yield fault(
             "rights",
@@ -55,6 +56,13 @@ def check_rights(database: Database) -> Iterator[Finding]:
         )
     if not missing and not guarded:
         yield Finding("rights", "this role may do what ticks and reconcile do")
+    for role, lacked in of_workers.items():
+        yield Finding(
+            "rights",
+            f"the role {role} may change jobs, but lacks {', '.join(lacked)}: if workers use it, grant"
+            " that, see docs/security.md",
+            Severity.WARNING,
+        )
 
 
 def check_users(database: Database, settings: Settings) -> Iterator[Finding]:

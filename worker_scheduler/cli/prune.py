@@ -1,4 +1,4 @@
-"""`scheduler prune`: drops the jobs of months that ended long ago."""
+"""`scheduler prune`: drops the jobs and the histories of months that ended long ago."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from worker_scheduler.cli.shared import AsJson, DryRun
 from worker_scheduler.config import options, values
 from worker_scheduler.config.values import bounds
 from worker_scheduler.ledger import schema
+from worker_scheduler.ledger.histories import History
 from worker_scheduler.maintenance import pruner
 from worker_scheduler.maintenance.pruner import Pruned
 
@@ -25,12 +26,25 @@ def prune(
             metavar="DAYS", help=f"Days since a month's end, such as 90d; {bounds(values.Age)}. Required."
         ),
     ] = None,
+    requests_older_than: Annotated[
+        str | None,
+        typer.Option(metavar="DAYS", help="The same, for the history of requests. [default: 730d]"),
+    ] = None,
+    events_older_than: Annotated[
+        str | None,
+        typer.Option(metavar="DAYS", help="The same, for the history of jobs. [default: 90d]"),
+    ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
-    """Drop the jobs of months that ended long ago. Run it as the owner of the tables."""
+    """Drop the jobs and the histories of months that ended long ago. Run it as the owner of the tables."""
     settings = shared.load_and_log()
-    given = {} if older_than is None else {"older_than": older_than}
+    ages = {
+        "older_than": older_than,
+        "requests_older_than": requests_older_than,
+        "events_older_than": events_older_than,
+    }
+    given = {name: age for name, age in ages.items() if age is not None}
     parsed = options.parse_prune({**given, "dry_run": dry_run})
     with shared.ledger(settings) as database:
         with database.autocommit() as connection:
@@ -39,6 +53,12 @@ def prune(
         result = pruner.prune_ledger(
             database, now, timedelta(days=parsed.older_than), dry_run=parsed.dry_run
         )
+        for history, days in (
+            (History.REQUESTS, parsed.requests_older_than),
+            (History.JOB_EVENTS, parsed.events_older_than),
+        ):
+            age = timedelta(days=days)
+            result.months += pruner.prune_history(database, history, now, age, dry_run=parsed.dry_run)
     if as_json:
         print_json(result.as_json())
     else:

@@ -32,7 +32,7 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _MAX_LOGIN_LENGTH = 255
 _LONGEST_ACTOR = 200
-_LONGEST_REASON = 1000
+_LONGEST_REASON = 500
 
 
 def _items(value: object) -> list[str]:
@@ -194,11 +194,13 @@ class BackfillOptions(TickOptions):
 
 
 class PruneOptions(BaseModel):
-    """The options of `scheduler prune`. older_than: in days."""
+    """The options of `scheduler prune`, the ages in days."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     older_than: values.Age
+    requests_older_than: values.Age = 730
+    events_older_than: values.Age = 90
     dry_run: Flag = False
 
 

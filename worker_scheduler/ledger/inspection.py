@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, text
 
 from worker_scheduler.errors import ConfigurationError
+from worker_scheduler.ledger.control_tables import STOPPED_RUNS
 from worker_scheduler.ledger.names import VERSION_TABLE
 from worker_scheduler.ledger.users import UsersRelation
 
@@ -25,8 +26,26 @@ RIGHTS = {
     "sync_suspects": _ALL,
     "sync_broker_epochs": _ALL,
     "sync_passes": _ALL,
+    "sync_schedule": "SELECT UPDATE",
+    "sync_requests": "SELECT INSERT",
+    "sync_job_events": "SELECT INSERT",
+    "sync_retries": "SELECT INSERT UPDATE",
+    "sync_run_samples": "SELECT INSERT DELETE",
+    "sync_queue_samples": "SELECT INSERT DELETE",
+    STOPPED_RUNS: "SELECT",
 }
 """What ticks and reconcile may do with each table; docs/security.md grants it."""
+
+_FUNCTIONS = (
+    "sync_jobs_add_month(text,uuid,uuid)",
+    "sync_history_add_month(text,integer,integer)",
+)
+
+_COLUMNS_OF_WORKERS = (
+    *("status", "error_message", "attempt", "started_at", "completed_at", "leased_until", "not_before"),
+    *("attempts_allowed", "interruptions", "cancelled_at", "reason_class", "reason_fingerprint"),
+)
+"""What workers change in a job."""
 
 _SHORT_MILLISECONDS = 10_000
 _A_TIME = datetime(2001, 2, 3, 4, 5, 6, 7, UTC)
@@ -55,8 +74,25 @@ _MISSING_RIGHTS = text(
     WHERE NOT CASE action WHEN 'DELETE' THEN has_table_privilege(c.oid, 'DELETE')
         ELSE has_any_column_privilege(c.oid, action) END
     UNION ALL SELECT proname, 'EXECUTE' FROM pg_proc
-    WHERE oid = CAST('sync_jobs_add_month(text,uuid,uuid)' AS regprocedure)
+    WHERE oid IN ({", ".join(f"CAST('{function}' AS regprocedure)" for function in _FUNCTIONS)})
         AND NOT has_function_privilege(oid, 'EXECUTE')
+    ORDER BY 1, 2
+    """
+)
+# Of roles that may change jobs, since only such a role can be a worker's. The owner may do everything. In a
+# statement, names of tables get their schema; the names that are shown are parameters.
+_MISSING_RIGHTS_OF_WORKERS = text(
+    f"""
+    SELECT r.rolname AS role, needed.what FROM pg_roles r CROSS JOIN LATERAL (
+        SELECT 'SELECT on ' || :stopped AS what
+        WHERE NOT has_table_privilege(r.oid, '{STOPPED_RUNS}', 'SELECT')
+        UNION ALL
+        SELECT 'INSERT on ' || :events WHERE NOT has_table_privilege(r.oid, 'sync_job_events', 'INSERT')
+        UNION ALL
+        SELECT 'UPDATE (' || name || ') on ' || :jobs FROM unnest(CAST(:columns AS text[])) AS name
+        WHERE NOT has_column_privilege(r.oid, 'sync_jobs', name, 'UPDATE')
+    ) needed
+    WHERE has_any_column_privilege(r.oid, 'sync_jobs', 'UPDATE') AND r.rolname !~ '^pg_'
     ORDER BY 1, 2
     """
 )
@@ -112,6 +148,16 @@ def odd_settings(connection: Connection) -> list[tuple[str, str]]:
 def missing_rights(connection: Connection) -> list[str]:
     """The rights that a tick or a reconcile pass needs and this role lacks: `UPDATE on sync_runs`."""
     return [f"{row.action} on {row.name}" for row in connection.execute(_MISSING_RIGHTS)]
+
+
+def missing_rights_of_workers(connection: Connection) -> dict[str, list[str]]:
+    """The rights that a worker of jobs needs and lacks, by the role; of every role that may change jobs."""
+    missing: dict[str, list[str]] = {}
+    names = {"stopped": STOPPED_RUNS, "events": "sync_job_events", "jobs": "sync_jobs"}
+    columns = {"columns": list(_COLUMNS_OF_WORKERS)}
+    for row in connection.execute(_MISSING_RIGHTS_OF_WORKERS, {**names, **columns}):
+        missing.setdefault(row.role, []).append(row.what)
+    return missing
 
 
 def guarded_tables(connection: Connection) -> list[str]:

@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from worker_scheduler.ledger.events import JobEvent, noted
+from worker_scheduler.ledger.run_ends import KEPT
 
 
 class Wanted(StrEnum):
@@ -59,8 +60,8 @@ _COUNT = text(
 )
 
 _OPEN_RUN = text(
-    """
-    UPDATE sync_runs SET state = 'ENQUEUED', finished_at = NULL, completed = NULL, failed = NULL,
+    f"""
+    UPDATE sync_runs r SET {KEPT}, state = 'ENQUEUED', finished_at = NULL, completed = NULL, failed = NULL,
         skipped = NULL, cancelled = NULL
     WHERE run_id = :run_id AND state = 'FINISHED' AND pruned_at IS NULL
     """

@@ -7,20 +7,29 @@ from uuid import UUID
 
 from sqlalchemy import Connection, TextClause, text
 
-# The first end stays, whatever later ticks and retries change.
-_FINISH = """
+_FIRST = """
+    first_finished_at = coalesce(r.first_finished_at, {at}),
+    first_completed =
+        CASE WHEN r.first_finished_at IS NULL THEN {counts}.completed ELSE r.first_completed END,
+    first_failed = CASE WHEN r.first_finished_at IS NULL THEN {counts}.failed ELSE r.first_failed END,
+    first_skipped = CASE WHEN r.first_finished_at IS NULL THEN {counts}.skipped ELSE r.first_skipped END
+"""
+KEPT = _FIRST.format(at="r.finished_at", counts="r")
+"""What opening the run `r` again sets. A pass of earlier code, which began before the migration, may have
+finished a run without noting that it was the first time.
+"""
+
+# The first end stays known when the run is opened again.
+_FINISH = f"""
     UPDATE sync_runs r SET state = 'FINISHED', finished_at = :now, leased_until = NULL,
         completed = c.completed, failed = c.failed, skipped = c.skipped, cancelled = c.cancelled,
-        first_finished_at = coalesce(r.first_finished_at, :now),
-        first_completed = coalesce(r.first_completed, c.completed),
-        first_failed = coalesce(r.first_failed, c.failed),
-        first_skipped = coalesce(r.first_skipped, c.skipped)
+        {_FIRST.format(at=":now", counts="c")}
     FROM (SELECT count(*) FILTER (WHERE status = 'COMPLETED') AS completed,
                  count(*) FILTER (WHERE status = 'FAILED') AS failed,
                  count(*) FILTER (WHERE status = 'SKIPPED') AS skipped,
                  count(*) FILTER (WHERE status = 'SKIPPED' AND cancelled_at IS NOT NULL) AS cancelled
           FROM sync_jobs WHERE run_id = :run_id) c
-    WHERE r.run_id = :run_id AND {ended}
+    WHERE r.run_id = :run_id AND {{ended}}
         AND NOT EXISTS (SELECT FROM sync_jobs j
                         WHERE j.run_id = :run_id AND j.status IN ('PENDING', 'RUNNING'))
         AND NOT EXISTS (SELECT FROM sync_retries t WHERE t.run_id = :run_id AND t.ended_at IS NULL)

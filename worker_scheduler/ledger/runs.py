@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from worker_scheduler.ledger.lease_sql import WAITED, is_over, is_valid
+from worker_scheduler.ledger.run_ends import KEPT
 from worker_scheduler.ledger.stopped_runs import IS_STOPPED
 from worker_scheduler.ledger.tables import Kind, RunState
 
@@ -82,16 +83,11 @@ _OPEN = text(
         planned_through = NULL,
         jobs_before = r.jobs,
         leased_until = :leased_until + {WAITED},
-        finished_at = NULL,
-        completed = NULL,
-        failed = NULL,
-        skipped = NULL,
+        finished_at = NULL, completed = NULL, failed = NULL, skipped = NULL, cancelled = NULL,
+        {KEPT},
         slot = greatest(r.slot, excluded.slot),
         requested_by = excluded.requested_by,
-        failures = 0,
-        retry_after = NULL,
-        missed_because = NULL,
-        cancelled = NULL,
+        failures = 0, retry_after = NULL, missed_because = NULL,
         chosen_users = excluded.chosen_users AND (r.chosen_users OR r.state <> 'PLANNING')
     WHERE r.state IN ('PLANNING', 'DISPATCHING', 'ENQUEUED', 'FINISHED', 'MISSED')
         AND r.pruned_at IS NULL

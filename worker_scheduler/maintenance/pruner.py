@@ -16,8 +16,9 @@ from typing import Any
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
 
 from worker_scheduler.errors import StoreUnavailable
-from worker_scheduler.ledger import months, prune
+from worker_scheduler.ledger import histories, months, prune
 from worker_scheduler.ledger.database import Database
+from worker_scheduler.ledger.histories import History
 
 _ROWS_AT_ONCE = 10_000
 _ATTEMPTS = 20
@@ -59,6 +60,35 @@ def prune_ledger(database: Database, now: datetime, older_than: timedelta, *, dr
         _delete_selected_users(database)
         _delete_in_steps(database, partial(prune.delete_tasks, cutoff=now - _TASKS_LIVE))
     return result
+
+
+def prune_history(
+    database: Database, history: History, now: datetime, older_than: timedelta, *, dry_run: bool
+) -> list[str]:
+    """Drops the months of a history that ended `older_than` ago or earlier, and returns their names.
+
+    Rows that are as old and in no month are deleted. Raises as `prune_ledger` does.
+    """
+    cutoff = now - older_than
+    with database.autocommit() as connection:
+        made = histories.partitions(connection, history)
+    dropped: list[str] = []
+    for month in made:
+        if months.end_of(month) <= cutoff:
+            _retry_while_locked(partial(_drop_month, database, history, month, dropped, dry_run))
+    if not dry_run:
+        _delete_in_steps(database, partial(histories.delete_monthless, history=history, cutoff=cutoff))
+    return dropped
+
+
+def _drop_month(
+    database: Database, history: History, month: date, dropped: list[str], dry_run: bool
+) -> None:
+    if not dry_run:
+        with database.transaction() as connection:
+            if not histories.drop(connection, history, month):
+                return
+    dropped.append(histories.partition_name(history, month))
 
 
 def _prune_month(

@@ -24,8 +24,9 @@ from worker_scheduler.maintenance.rules.epochs import lost_broker_data
 from worker_scheduler.maintenance.rules.handovers import handovers
 from worker_scheduler.maintenance.rules.locks import expired_locks
 from worker_scheduler.maintenance.rules.lost_messages import lost_messages
-from worker_scheduler.maintenance.rules.months import next_month
+from worker_scheduler.maintenance.rules.months import history_months, next_month
 from worker_scheduler.maintenance.rules.runs import abandoned_runs, finished_runs, missed_slots
+from worker_scheduler.maintenance.rules.samples import take_samples
 
 __all__ = [
     "RULES",
@@ -38,6 +39,7 @@ __all__ = [
     "expired_locks",
     "finished_runs",
     "handovers",
+    "history_months",
     "lost_broker_data",
     "lost_messages",
     "missed_slots",
@@ -47,6 +49,7 @@ __all__ = [
     "reconcile",
     "reconcile_begun",
     "reconcile_if_due",
+    "take_samples",
 ]
 
 log = logs.get_logger(__name__)
@@ -56,6 +59,8 @@ log = logs.get_logger(__name__)
 RULES: tuple[Callable[[TickContext], int], ...] = (
     expired_locks,
     next_month,
+    history_months,
+    take_samples,
     dead_workers,
     # Before the rules that would send something of a run that somebody has stopped.
     cancelled_runs,

@@ -1,12 +1,13 @@
-"""Rules about the month partitions of sync_jobs."""
+"""Rules about the month partitions of sync_jobs and of the histories."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, timedelta
 
 from worker_scheduler.errors import StoreUnavailable
 from worker_scheduler.fanout.context import TickContext
-from worker_scheduler.ledger import months
+from worker_scheduler.ledger import histories, months
+from worker_scheduler.ledger.histories import History
 
 _MONTH_IS_NEAR = timedelta(days=3)
 """If the month is further away, a partition that cannot be made now is left to a later pass."""
@@ -28,3 +29,18 @@ def next_month(context: TickContext) -> int:
             " at each try; end that transaction, otherwise the month's jobs go into sync_jobs_monthless"
         )
     return int(made is True)
+
+
+def history_months(context: TickContext) -> int:
+    """Makes this month and the next one of each history; what is missing is left to a later pass.
+
+    That is no error: a row whose month is missing goes into the default partition, where prune finds it.
+    """
+    now = context.clock()
+    this_month = now.astimezone(UTC).date().replace(day=1)
+    with context.database.autocommit() as connection:
+        return sum(
+            histories.ensure(connection, history, month) is True
+            for history in History
+            for month in (this_month, months.next_month(now))
+        )

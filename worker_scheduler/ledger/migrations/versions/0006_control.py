@@ -193,7 +193,7 @@ DECLARE
     occupied boolean;
 BEGIN
     IF history NOT IN ('sync_requests', 'sync_job_events') OR year NOT BETWEEN 1970 AND 9998
-        OR month NOT BETWEEN 1 AND 12 OR (history, year, month) IS NULL THEN
+        OR month NOT BETWEEN 1 AND 12 OR num_nulls(history, year, month) > 0 THEN
         RAISE EXCEPTION '%, %, % is no month of a history', quote_nullable(history), year, month
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -225,6 +225,14 @@ EXCEPTION
 END $$
 """
 
+# The following months are made by reconcile. What comes before this one is made would stay without a month.
+THIS_MONTH = """
+SELECT sync_history_add_month(history, CAST(extract(year FROM today) AS integer),
+    CAST(extract(month FROM today) AS integer))
+FROM (VALUES ('sync_requests'), ('sync_job_events')) h (history),
+    (SELECT clock_timestamp() AT TIME ZONE 'UTC') t (today)
+"""
+
 # Every role that may do something with the tables of 0005 may do what this version needs for it: deploying
 # must not wait for somebody who grants rights. The owner needs no grant.
 GRANTS = """
@@ -249,8 +257,9 @@ BEGIN
         END IF;
         IF given.schedules THEN
             EXECUTE format('GRANT SELECT, INSERT ON sync_requests, sync_job_events TO %I', given.rolname);
-            EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON sync_retries, sync_run_samples,'
-                ' sync_queue_samples TO %I', given.rolname);
+            EXECUTE format('GRANT SELECT, INSERT, UPDATE ON sync_retries TO %I', given.rolname);
+            EXECUTE format('GRANT SELECT, INSERT, DELETE ON sync_run_samples, sync_queue_samples TO %I',
+                given.rolname);
             EXECUTE format('GRANT SELECT, UPDATE ON sync_schedule TO %I', given.rolname);
             EXECUTE format('GRANT SELECT ON sync_stopped_runs TO %I', given.rolname);
             EXECUTE format('GRANT EXECUTE ON FUNCTION sync_history_add_month(text, integer, integer) TO %I',
@@ -286,6 +295,7 @@ def upgrade() -> None:
     schema = connection.exec_driver_sql("SELECT quote_ident(current_schema())").scalar_one()
     connection.exec_driver_sql(ADD_MONTH.replace("{schema}", schema).replace("%", "%%"))
     op.execute("REVOKE ALL ON FUNCTION sync_history_add_month(text, integer, integer) FROM PUBLIC")
+    op.execute(THIS_MONTH)
     # Last, since every claim waits from here to the end.
     op.execute(JOBS)
     op.execute(REASONS)
