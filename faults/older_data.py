@@ -23,8 +23,8 @@ from worker_scheduler.publisher.broker import EPOCH_KEY
 HANDLER_SECONDS = 0.03
 _FEWEST = USERS_PER_FAULT * 3 // 2
 """Messages in the queue at which another run is started, 2 s before it would be empty."""
-_LATENCY_SECONDS = (3 * USERS_PER_FAULT + _FEWEST) * 2 * HANDLER_SECONDS
-"""How long a message waits at most: the messages of three runs and the rest, on a busy machine."""
+_LATENCY_SECONDS = (2 * USERS_PER_FAULT + _FEWEST) * 2 * HANDLER_SECONDS
+"""How long a message waits at most: the messages of two runs and the rest, on a busy machine."""
 _FOUND_SECONDS = 1.0 + 2 * _LATENCY_SECONDS + 3 * 2.0
 """The documented bound: a grace time, the latency twice, and three passes, each with its pause."""
 BOUND_SECONDS = _FOUND_SECONDS + _LATENCY_SECONDS + SLACK_SECONDS
@@ -55,7 +55,7 @@ class _Load:
             return 0
         self.fewest = min(self.fewest, waiting)
         coming = USERS_PER_FAULT * sum(tick.running for tick in self._ticks)
-        if waiting + coming < _FEWEST + USERS_PER_FAULT:
+        if waiting + coming < _FEWEST:
             day = next(_days)
             arguments = ["scheduler", "daily", "--date", str(day)]
             lock = str(100_000 + day.toordinal())
