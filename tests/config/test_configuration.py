@@ -163,6 +163,7 @@ BAD_VARIABLES = [
                 "amqps://h?ssl_x=1",
             ),
             *("redis+socket:///s?x=1", "redis+socket:///s?virtual_host=x", "amqp://h//;redis://a..b"),
+            *("redis+socket://#?plugin=a..b", "amqp://h//#?x=1", "sentinel://h#x", "amqp://h//;amqp://#g"),
             *("amqp://[::1//", "sqs://", "kafka://h:9092", "mongodb://h/db", "zookeeper://h", "qpid://h"),
         )
     ),

@@ -114,7 +114,8 @@ def _check_place(place: str, transport: str) -> None:
     for name, value in _only(known, scheme, parts.query).items():
         if not known[name].fullmatch(value):
             raise ValueError(f"has a {name} that the broker's library cannot use")
-    if "@" in parts.path:
+    # After a `#`, kombu takes for a host or a path what urlsplit has cut off, so nothing has checked it.
+    if "#" in place or "@" in parts.path:
         raise ValueError("is malformed")
 
 
